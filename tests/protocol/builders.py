@@ -23,9 +23,10 @@ AT_ONCE = {"chunk_bytes": SIZE * TOKEN_BYTES, "progress_rate": math.inf}
 SETTINGS = TransferSettings(**AT_ONCE, default_allocate_tokens=6)
 
 
-def new_receiver(*, max_tokens: int | None = None, **settings: Any) -> Receiver:
+def new_receiver(*, max_tokens: int | None = None, offer_timeout: float | None = None, **settings: Any) -> Receiver:
     given = TransferSettings(**{**AT_ONCE, "default_allocate_tokens": 6, **settings})
-    return Receiver(ROOM, LANGUAGE, GEOMETRY, "language", TRANSPORTS, given, 0.0, max_tokens=max_tokens)
+    limits = {"max_tokens": max_tokens, "offer_timeout": offer_timeout}
+    return Receiver(ROOM, LANGUAGE, GEOMETRY, "language", TRANSPORTS, given, 0.0, **limits)
 
 
 def new_sender(*, total: int = -1, ready: int = 0, **settings: Any) -> Sender:

@@ -61,6 +61,19 @@ def test_bytes_that_come_in_slowly_are_progress() -> None:
     assert receiver.progress_at == 100.0
 
 
+def test_the_first_offer_may_take_longer_than_later_ones() -> None:
+    """The encoder may have other items first. A peer that does not answer is lost as soon as ever."""
+    assert run_out(new_receiver(offer_timeout=600.0), silent=False)[0] == 600.0
+    assert run_out(new_receiver(offer_timeout=600.0), silent=True)[0] == 5.0
+    redirected = new_receiver(offer_timeout=600.0)
+    redirected.redirected(0.0)
+    assert run_out(redirected, silent=False)[0] == 30.0
+    offered_once = new_receiver(offer_timeout=600.0)
+    to_receiver(offered_once, an_offer(8))
+    offered_once.peer_lost(0.0)
+    assert run_out(offered_once, silent=False)[0] == 30.0
+
+
 @pytest.mark.parametrize(
     ("phase", "silent", "after", "kind", "why"),
     [

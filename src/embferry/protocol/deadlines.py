@@ -12,7 +12,12 @@ Deadline = tuple[float, Callable[[], EmbeddingTransferError]]
 
 
 def without_peer(
-    settings: TransferSettings, room: int, heard_at: float, asked_at: float, resumes_at: int | None
+    settings: TransferSettings,
+    room: int,
+    heard_at: float,
+    asked_at: float,
+    resumes_at: int | None,
+    offer_timeout: float,
 ) -> list[Deadline]:
     """Returns the deadlines of a receiver that has opened the room and has no offer.
 
@@ -22,8 +27,9 @@ def without_peer(
         heard_at: When the worker gave the last sign of life, or was asked for one.
         asked_at: When the room was opened.
         resumes_at: The token at which the last sender was lost; None: this is the first.
+        offer_timeout: Seconds for which a worker that answers may take to make its offer.
     """
-    first, answer = resumes_at is None, settings.bootstrap_timeout
+    first = resumes_at is None
     silence = settings.answer_timeout if first else settings.peer_timeout
 
     def silent() -> PeerGone:
@@ -34,10 +40,10 @@ def without_peer(
         return PeerGone(f"the encode worker {why}", room=room)
 
     def no_room() -> PeerGone:
-        why = f"the encode worker has not opened the room for {answer:g} s; was it asked to encode?"
+        why = f"the encode worker has not opened the room for {offer_timeout:g} s; was it asked to encode?"
         return PeerGone(why, room=room)
 
-    return [(heard_at + silence, silent), (asked_at + answer, no_room)]
+    return [(heard_at + silence, silent), (asked_at + offer_timeout, no_room)]
 
 
 def with_peer(

@@ -72,6 +72,8 @@ class Receiver:
             retry policy cannot mend ends the transfer.
         max_tokens: Tokens that the caller has room for. A longer embedding fails the transfer with
             :class:`~.errors.CapacityError` before anything is granted. None: ``max_embedding_bytes`` alone limits it.
+        offer_timeout: Seconds for which the first peer may take to make its offer, as long as it answers. None:
+            ``bootstrap_timeout``.
 
     Raises:
         LocalProtocolError: The room, the session, the endpoint, a transport or ``max_tokens`` is out of bounds.
@@ -103,6 +105,7 @@ class Receiver:
         failover_timeout: float | None = None,
         *,
         max_tokens: int | None = None,
+        offer_timeout: float | None = None,
     ) -> None:
         self.room = as_integer("room", room, 0, MAX_ID)
         self.session = as_integer("session", session, 1, MAX_ID, room=self.room)
@@ -124,6 +127,7 @@ class Receiver:
         self.retry_policy = RetryPolicy(settings, now)
         self.failover = Failover(failover_timeout)
         self.max_tokens = None if max_tokens is None else as_integer("max_tokens", max_tokens, 0, MAX_ID, room=room)
+        self._offer_timeout = settings.bootstrap_timeout if offer_timeout is None else offer_timeout
         self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
         self.peer_knows = False
         self._transport_error: EmbeddingTransferError | None = None  # why a transport was lost
@@ -245,6 +249,7 @@ class Receiver:
     def redirected(self, now: float) -> None:
         """The caller has named another peer: setbacks of the last one no longer count."""
         self.history.called("redirected", now)
+        self._offer_timeout = self.settings.bootstrap_timeout
         self.failover.lost = None
         self.retry_policy.peer_changed()
         self.peer_lost(now)
@@ -372,6 +377,7 @@ class Receiver:
         self.phase = step(RECEIVER, self.phase, Trigger.OFFERED)
         if offer.total_tokens >= 0:
             self.offered = True
+            self._offer_timeout = self.settings.bootstrap_timeout
             self.total_tokens, self.content_digest, self.aux = offer.total_tokens, offer.content_digest, offer.aux
             for epoch, spare in self.ledger.trim(self.total_tokens):
                 self._commands += [CloseBlocks(epoch, spare), Release(spare)]
@@ -495,7 +501,7 @@ class Receiver:
         heard_at = max(self.heard_at, self.asked_at)
         if not self.peer:
             resumes_at = None if self.phase is Phase.BOOTSTRAPPING else self.transferred_tokens
-            return without_peer(self.settings, self.room, heard_at, self.asked_at, resumes_at)
+            return without_peer(self.settings, self.room, heard_at, self.asked_at, resumes_at, self._offer_timeout)
         if not self.ledger.is_active and self.offered:
             return []
         tokens = None if self.phase is Phase.WAITING_FOR_INPUT else self.transferred_tokens

@@ -219,6 +219,12 @@ class EmbeddingReceiver(Handle):
         return -1 if machine is None else machine.total_tokens
 
     @property
+    def content_digest(self) -> bytes | None:
+        """The digest that the sender has announced with the length; None while the length is unknown."""
+        machine = self._record.machine
+        return None if machine is None else machine.content_digest
+
+    @property
     def aux(self) -> npt.NDArray[np.int32]:
         """``aux_datas`` of the embedding, int32 [16]: [0] is its length, [1] its mrope position delta.
 

@@ -96,6 +96,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         failover_timeout: float | None = None,
         max_tokens: int | None = None,
         name: str | None = None,
+        offer_timeout: float | None = None,
     ) -> EmbeddingReceiver:
         """Opens the receiving end of ``room``, which the encode worker at ``endpoint`` serves. Call ``init()`` next.
 
@@ -107,6 +108,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
                 encode worker (:attr:`EmbeddingReceiver.lost`); None: the transfer then fails at once.
             max_tokens: The most tokens there is room for; a longer embedding is refused before memory is asked for.
             name: The name under which this end introduces itself; None: the manager's.
+            offer_timeout: Seconds for which an encode worker that answers may take to open the room; None: the
+                settings' ``bootstrap_timeout``, which also counts after a loss or :meth:`EmbeddingReceiver.redirect`.
 
         Raises:
             LocalProtocolError: An argument is malformed, or the manager is closed.
@@ -117,10 +120,13 @@ class ReceiveManager(Manager[ReceiveRecord]):
             max_tokens = as_integer("max_tokens", max_tokens, 0, MAX_TOKENS, room=room)
         if failover_timeout is not None:
             failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
+        if offer_timeout is not None:
+            offer_timeout = as_seconds("offer_timeout", offer_timeout, room=room)
         name = as_text("name", self.name if name is None else name, MAX_ENDPOINT, room=room)
         with self.lock:
             self.check()
-        record = ReceiveRecord(room, endpoint, check_sink(sink, room), failover_timeout, max_tokens, name)
+        limits = failover_timeout, max_tokens
+        record = ReceiveRecord(room, endpoint, check_sink(sink, room), *limits, name, offer_timeout)
         return EmbeddingReceiver(self, record)
 
     # Called by handles
@@ -144,7 +150,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
             raise LocalProtocolError("init() is called once; open the room again instead", room=record.room)
         session, settings = secrets.randbits(62) + 1, (self.settings, self.now(), record.failover_timeout)
         record.machine = Receiver(
-            record.room, session, self.geometry, record.name, self.addresses, *settings, max_tokens=record.max_tokens
+            *(record.room, session, self.geometry, record.name, self.addresses, *settings),
+            max_tokens=record.max_tokens,
+            offer_timeout=record.offer_timeout,
         )
         record.allocation = allocation
         self._records_by_session[session] = record

@@ -41,6 +41,7 @@ class ReceiveRecord:
         failover_timeout: Seconds for which another encode worker may be named after a loss, or None.
         max_tokens: Tokens that the caller has room for, or None.
         name: The name under which this end introduces itself.
+        offer_timeout: Seconds for which an encode worker that answers may take to open the room, or None.
         machine: The state machine; None until the embedding is asked for.
         end: What the user holds.
         source: The session of the encode worker that was last heard; 0: none yet.
@@ -65,6 +66,7 @@ class ReceiveRecord:
     failover_timeout: float | None
     max_tokens: int | None
     name: str
+    offer_timeout: float | None = None
     machine: Receiver | None = None
     end: Handle = field(init=False)
     source: int = 0

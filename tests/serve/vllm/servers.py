@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    "EMBFERRY_VLLM_OVERLAP": "pictures",
 }
 VLLM = (
     *("--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--seed", "0"),

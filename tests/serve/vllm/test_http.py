@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ def test_the_tokens_are_those_of_the_undivided_model(servers: Servers, what: str
     expected = servers.tokens(servers.undivided, *CONTENTS[what])
     assert len(expected) == 16
     assert servers.tokens(servers.url, *CONTENTS[what], stream=stream) == expected
+
+
+def test_the_language_instance_is_asked_while_pictures_are_encoded(servers: Servers) -> None:
+    contents = [[picture(60 + number, 224 + 56 * number, 168), text(), picture(70 + number)] for number in range(4)]
+    expected = [servers.tokens(servers.undivided, *content) for content in contents]
+    more = count(1000)
+    while not all(servers.encoded_by(f"encode-{encoder}") for encoder in range(ENCODERS)):
+        servers.tokens(servers.url, picture(next(more)), text())  # the router learns from the first answer of each
+    before, every = servers.counted('overlapped_total{outcome="used"}'), servers.counted("overlapped_total")
+    assert [servers.tokens(servers.url, *content, stream=True) for content in contents] == expected
+    assert servers.counted('overlapped_total{outcome="used"}') - before == len(contents)
+    assert servers.counted("overlapped_total") - every == len(contents)
 
 
 def test_a_repeated_picture_is_not_encoded_again(servers: Servers) -> None:

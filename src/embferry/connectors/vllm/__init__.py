@@ -1,4 +1,5 @@
 """Encoder cache connector for vLLM's encode/prefill/decode split; ``docs/vllm.md`` shows how to start it.
 
-Only ``connector``, ``scheduler_side`` and ``worker_side`` import vLLM. The other modules run without it.
+Only ``connector``, ``scheduler_side``, ``worker_side`` and ``picture_rule`` import vLLM. The other modules run without
+it.
 """

@@ -48,19 +48,27 @@ class Consumer:
         """Returns whether the embedding is here, mapped by every rank; starts its transfer if necessary.
 
         An embedding with this hash that is here or under way for another request is used, although its bytes may
-        differ in the last bit: vLLM's own cache goes by the hash too.
+        differ in the last bit: vLLM's own cache goes by the hash too. One that is not offered yet gives way to an
+        offer, and to coordinates of a request that is left when those that named its room have ended.
 
         Raises:
             EmbeddingTransferError: The embedding cannot be obtained.
         """
         embedding = self._embeddings.get(mm_hash)
-        if embedding is None:
+        if embedding is not None and _gives_way(embedding, coordinates):
+            users = embedding.users
+            self._drop(mm_hash, "aborted")
+            embedding = self._begin(mm_hash, coordinates, frozenset())
+            embedding.users |= users
+        elif embedding is None:
             embedding = self._begin(mm_hash, coordinates, frozenset())
         elif embedding.coordinates.shape != coordinates.shape:
             raise LayoutMismatch(f"the embedding {mm_hash} is here in another shape; is the same model on both sides?")
         elif request not in embedding.users:
             self._counters.add("cache_hits")
         embedding.users.add(request)
+        if coordinates.room in embedding.rooms:
+            embedding.owners.add(request)
         try:
             return embedding.poll() and embedding.shared is not None and self._workers.is_mapped(embedding.shared)
         except EmbeddingTransferError:
@@ -76,6 +84,11 @@ class Consumer:
         self._changed.clear()
         return changed
 
+    @property
+    def only_awaits(self) -> bool:
+        """Whether no embedding is on its way: those that requests wait for are still being encoded."""
+        return not any(not one.ready and one.is_on_its_way for one in self._embeddings.values())
+
     def find(self, mm_hash: str) -> SharedRows | None:
         """Returns the memory of an embedding that is here, complete and verified. The ranks may still be mapping it."""
         embedding = self._embeddings.get(mm_hash)
@@ -89,6 +102,7 @@ class Consumer:
         for mm_hash, embedding in list(self._embeddings.items()):
             if request in embedding.users:
                 embedding.users.discard(request)
+                embedding.owners.discard(request)
                 self._embeddings.move_to_end(mm_hash)
                 if not embedding.ready and not embedding.users:
                     self._drop(mm_hash, "aborted")
@@ -141,3 +155,12 @@ class Consumer:
 
     def _drop(self, mm_hash: str, outcome: str) -> None:
         self._embeddings.pop(mm_hash).close(outcome)
+
+
+def _gives_way(embedding: IncomingEmbedding, coordinates: Coordinates) -> bool:
+    """Returns whether other coordinates of an embedding that is not offered yet are to be used from now on."""
+    if embedding.ready or embedding.is_on_its_way or embedding.coordinates.shape != coordinates.shape:
+        return False
+    if not coordinates.is_awaited:
+        return coordinates.endpoint is not None
+    return coordinates.room not in embedding.rooms and not embedding.owners

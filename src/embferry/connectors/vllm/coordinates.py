@@ -20,6 +20,8 @@ KEY = "embferry"
 """Key of the coordinates in an item's entry of ``ec_transfer_params``, beside the keys of vLLM."""
 REFUSED = "embferry_refused"
 """Key in place of :data:`KEY` when an embedding cannot be offered. Its value has ``code`` and ``message``."""
+PICTURES = "embferry_pictures"
+"""Key beside :data:`KEY`: how grids of pictures are made, for the router."""
 VERSION = 1
 MAX_TOKEN_CHARACTERS = 128
 MAX_MULTIPLE = 32
@@ -40,29 +42,39 @@ class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         endpoint: The producer. None: no producer offers it, and this consumer has received it before; if the consumer
             has evicted it, it asks the router.
         room: The room in which it is offered.
-        tokens: Its rows.
+        tokens: Its rows. None: not known to the sender of these coordinates; those that the prompt has room for.
         width: Elements per token.
         dtype: Name of the elements' type, such as "bfloat16".
-        digest: ``digest_of`` its rows, hexadecimal.
+        digest: ``digest_of`` its rows, hexadecimal. None: it is still being encoded; the one that the producer
+            announces in its transfer.
         version: Version of this structure.
         failover_token: The router's, opaque. With it, the router names another producer for the same room.
     """
 
     endpoint: str | None
     room: Room
-    tokens: Tokens
+    tokens: Tokens | None
     width: Width
     dtype: Dtype
-    digest: Digest
+    digest: Digest | None
     version: int = VERSION
     failover_token: Token | None = None
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether the embedding is still being encoded."""
+        return self.digest is None
+
+    @property
     def shape(self) -> Shape:
+        """The shape. The tokens must be known (:meth:`at_prompt`)."""
+        assert self.tokens is not None
         return Shape(self.tokens, self.width, self.dtype)
 
-    def check(self, tokens: int, dtype: str, hidden: int) -> None:
-        """Compares the embedding with the prompt's room for it, and with this model's dtype and width of a token.
+    def at_prompt(self, tokens: int, dtype: str, hidden: int) -> Coordinates:
+        """Returns them with tokens, which the prompt has room for.
+
+        Compares the embedding with that room, and with this model's dtype and width of a token.
 
         Raises:
             RemoteProtocolError: The number of tokens or the version differs.
@@ -70,11 +82,12 @@ class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if self.version != VERSION:
             raise RemoteProtocolError(f"version {self.version} of the transfer parameters; this side has {VERSION}")
-        if self.tokens != tokens:
+        if self.tokens not in (None, tokens):
             raise RemoteProtocolError(f"an embedding of {self.tokens} tokens where the prompt has room for {tokens}")
         if self.dtype != dtype or self.width % hidden or not 1 <= self.width // hidden <= MAX_MULTIPLE:
             why = f"{self.dtype}[{self.width}] there, {dtype}[{hidden}] here; serve the same model on both sides"
             raise LayoutMismatch(why)
+        return msgspec.structs.replace(self, tokens=tokens)
 
 
 class RoomRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +99,8 @@ class RoomRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def coordinates_in(entry: Any) -> Coordinates | None:
     """Returns the coordinates in an item's entry, or None. Raises RemoteProtocolError if they are malformed."""
     found = _parsed(entry.get(KEY) if isinstance(entry, dict) else None, Coordinates)
+    if found is not None and found.tokens is None and not found.is_awaited:
+        raise RemoteProtocolError("malformed transfer parameters: a digest, and no number of tokens")
     if found is not None and found.endpoint is not None:
         try:
             check_endpoint(found.endpoint)

@@ -35,6 +35,9 @@ from .workers import Workers
 
 log = logging.getLogger(__name__)
 
+ENCODE_S = 600.0
+"""How long an embedding may be encoded, at a producer that answers. The router, which wants it, gives up earlier."""
+
 
 class IncomingEmbedding:
     """One embedding under way to a consumer, or complete. If its producer is lost, it continues with another one.
@@ -46,6 +49,7 @@ class IncomingEmbedding:
         coordinates: Where the embedding comes from; another producer's after a failover.
         rooms: The numbers of the offers that were tried, this one included.
         users: Requests that need the embedding.
+        owners: Those of them whose coordinates name this room.
         ready: Whether it is here, complete and verified.
         shared: Its memory, once its length is known.
     """
@@ -74,12 +78,13 @@ class IncomingEmbedding:
         self.coordinates = coordinates
         self.rooms = failed_rooms | {coordinates.room}
         self.users: set[str] = set()
+        self.owners: set[str] = set()
         self.ready = False
         self.shared: SharedRows | None = None
         self._managers, self._workers, self._counters, self._on_end = managers, workers, counters, on_end
         self._router, self._consumer = router if coordinates.failover_token else None, consumer
         self._began = time.monotonic()
-        self._digests = {coordinates.digest}
+        self._digests = {coordinates.digest} - {None}  # those that are right
         # Guards everything below, "shared" and "coordinates" against the callback thread and the router's threads.
         self._lock = threading.RLock()
         self._reported_loss: EmbeddingTransferError | None = None  # the latest that the router was asked about
@@ -93,6 +98,8 @@ class IncomingEmbedding:
             self._ask_for_endpoint(PeerGone("it was evicted at the consumer", room=coordinates.room))
         else:
             self._open(coordinates.endpoint)
+            if coordinates.is_awaited:
+                attempt(self._allocate)  # the ranks map it while the encoder runs; if it fails, it is tried again
 
     def poll(self) -> bool:
         """Returns whether the embedding is here, complete and verified. Raises the reason why it will not arrive."""
@@ -117,6 +124,12 @@ class IncomingEmbedding:
         if status is KVPoll.Success:
             self._finish(receiver)
         return self.ready
+
+    @property
+    def is_on_its_way(self) -> bool:
+        """Whether a producer has it, as far as is known; otherwise it is still being encoded."""
+        receiver = self._receiver
+        return not self.coordinates.is_awaited or receiver is None or receiver.total_embedding_length >= 0
 
     @property
     def can_be_evicted(self) -> bool:
@@ -147,6 +160,7 @@ class IncomingEmbedding:
             failover_timeout=None if self._router is None else self._router.max_wait_s,
             max_tokens=coordinates.tokens,
             name=claim.name,
+            offer_timeout=ENCODE_S if coordinates.is_awaited else None,
         )
         receiver.on_change(lambda: self._changed(receiver))
         self._manager, self._receiver = manager, receiver
@@ -161,6 +175,11 @@ class IncomingEmbedding:
             is_current = manager is self._manager and self._receiver is not None
             if tokens != self.coordinates.tokens or not is_current:
                 return {}  # the sink refuses it, and poll() says why
+            return {"input_embeddings": self._allocate().rows}
+
+    def _allocate(self) -> SharedRows:
+        """Returns the memory, which every rank is asked to map."""
+        with self._lock:
             if self.shared is None:
                 shared = SharedRows.make(self.coordinates.shape, self._workers.ranks)
                 try:
@@ -169,7 +188,7 @@ class IncomingEmbedding:
                     shared.close()
                     raise
                 self.shared = shared
-            return {"input_embeddings": self.shared.rows}
+            return self.shared
 
     def _mapped(self) -> None:
         """Every rank has mapped the memory, or one could not. Runs on the channel's thread without locks."""
@@ -185,7 +204,8 @@ class IncomingEmbedding:
 
     def _finish(self, receiver: EmbeddingReceiver) -> None:
         rows = receiver.arrays()["input_embeddings"]
-        same = digest_of(rows, self.coordinates.shape).hex() in self._digests
+        digest, announced = digest_of(rows, self.coordinates.shape), receiver.content_digest
+        same = digest.hex() in self._digests or (self.coordinates.is_awaited and digest == announced)
         if not same or self.shared is None:
             why = "the received embedding is not the announced one; encode it again"
             raise IntegrityError(why, room=self.coordinates.room)

@@ -111,6 +111,7 @@ class Offers:
         self._open: OrderedDict[int, _Offer] = OrderedDict()  # in the order of awaited_since
         self._kept: dict[str, dict[bytes, _Kept]] = {}
         self._ended: OrderedDict[int, Content] = OrderedDict()  # the latest
+        self._fetched: OrderedDict[int, Content] = OrderedDict()  # those of them that a consumer has fetched
         self._claims = 0
         self.nbytes = 0
 
@@ -145,6 +146,11 @@ class Offers:
                 return self._kept[content.mm_hash][content.digest].embedding
         finally:
             self._tell(ended)
+
+    def was_fetched(self, number: int, content: Content) -> bool:
+        """Returns whether the offer ``number`` of this content has ended because its consumers have fetched it."""
+        with self._lock:
+            return self._fetched.get(number) == content
 
     def claim(
         self,
@@ -264,6 +270,7 @@ class Offers:
             self.nbytes += embedding.nbytes
         kept.numbers.add(number)
         self._ended.pop(number, None)
+        self._fetched.pop(number, None)
         offer = self._open[number] = _Offer(number, content, source, now + self._lease_timeout)
         return offer
 
@@ -306,8 +313,10 @@ class Offers:
         outcome = outcome or ("fetched" if offer.was_fetched else "unfetched")
         del self._open[offer.number]
         self._ended[offer.number] = offer.content
+        if outcome == "fetched":
+            self._fetched[offer.number] = offer.content
         if len(self._ended) > self._most:
-            self._ended.popitem(last=False)
+            self._fetched.pop(self._ended.popitem(last=False)[0], None)
         by_digest = self._kept[offer.content.mm_hash]
         kept = by_digest[offer.content.digest]
         kept.numbers.remove(offer.number)

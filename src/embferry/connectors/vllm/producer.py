@@ -6,8 +6,9 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Collection
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ from ..shared.managers import Managers
 from .claims import claim_room, consumer_of, content_number
 from .config import ConnectorConfig
 from .coordinates import Coordinates
-from .offers import KeptForClaim, Offers
+from .offers import Content, KeptForClaim, Offers
 from .producer_cache import CachedEmbedding, ProducerCache
 from .workers import Workers
 
@@ -41,6 +42,9 @@ SWEEP_S = 1.0
 """How often offers are looked at for the end of their lease, at most."""
 MAX_REFUSALS = 256
 """Claims that are refused in the time for which a manager remembers a room. Others have no answer."""
+MAX_EARLY_CLAIMS = 1024
+EARLY_CLAIM_S = 3.0
+"""How long a claim without an offer is remembered. Its consumer repeats it sooner, until it gives up."""
 
 
 class Producer:
@@ -53,11 +57,14 @@ class Producer:
         )
         self._held: dict[str, frozenset[str]] = {}  # hashes, by request
         self._secret = secrets.token_bytes(32)
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the four below
         self._is_sweeping = False
         self._refused_at: deque[float] = deque(maxlen=MAX_REFUSALS)
+        self._rooms: dict[str, tuple[str, int]] = {}  # hash and room of an item to be offered, by request
+        self._early_claims: OrderedDict[int, _EarlyClaim] = OrderedDict()  # by the number of an offer
         self._later = workers.later
         self.cache = ProducerCache(config.cache_bytes, config.max_embedding_bytes, counters, workers)
+        self.cache.on_published = self._published
         self.offers = Offers(
             config.offered_bytes,
             config.max_offers,
@@ -68,11 +75,24 @@ class Producer:
         counters.add_gauge("offered_bytes", lambda: self.offers.nbytes)
         counters.add_gauge("kept_bytes", lambda: self.cache.nbytes)
 
-    def hold(self, request: str, hashes: Iterable[str]) -> set[str]:
-        """Keeps what the request needs until :meth:`release`. Returns the missing hashes: a worker may have them."""
+    def hold(self, request: str, hashes: Collection[str], room: int | None = None) -> set[str]:
+        """Keeps what the request needs until :meth:`release`. Returns the missing hashes: a worker may have them.
+
+        Args:
+            request: The request.
+            hashes: Those of its items.
+            room: In this room its item, if it has one alone, is offered as soon as it is here. A consumer may ask for
+                it there before.
+        """
         if request not in self._held:
             self._held[request] = frozenset(hashes)
             self.cache.hold(self._held[request])
+            if room is not None and len(self._held[request]) == 1:
+                (mm_hash,) = self._held[request]
+                with self._lock:
+                    self._rooms[request] = mm_hash, room
+                if self.find(mm_hash) is not None:
+                    self._published(mm_hash)
         return {mm_hash for mm_hash in self._held[request] if self.find(mm_hash) is None}
 
     def is_mapping(self, request: str) -> bool:
@@ -80,6 +100,8 @@ class Producer:
         return self.cache.is_mapping(self._held.get(request, frozenset()))
 
     def release(self, request: str) -> None:
+        with self._lock:
+            self._rooms.pop(request, None)
         self.cache.release(self._held.pop(request, frozenset()))
 
     def find(self, mm_hash: str) -> CachedEmbedding | None:
@@ -99,20 +121,9 @@ class Producer:
             LocalProtocolError: The room is used for another embedding.
             TransportError: No manager works.
         """
-        offered, cached = self.offers.find(mm_hash), self.cache.find(mm_hash)
-        embedding = offered or cached  # the same one again, although it may have been encoded a second time
-        if embedding is None:
-            raise PeerGone(f"the worker has not published the embedding {mm_hash}, or it was evicted; encode it again")
+        cached = self.cache.find(mm_hash)
+        embedding, number, manager = self._name(mm_hash, room, cached)
         digest, shape = embedding.digest, embedding.shared.shape
-        number = content_number(self._secret, mm_hash, digest) if room is None else room
-        manager = self._managers.get(shape.layout)
-        try:
-            embedding = self.offers.name(embedding, number, manager)
-        except CapacityError:
-            if not self._end_silent():
-                raise
-            embedding = self.offers.name(embedding, number, manager)
-        self._sweep_later()
         found = [one for one in (embedding, cached) if one is not None]
         self._counters.add("items_offered")
         self._counters.add("encodes_saved", 0 if any(one.is_new for one in found) else 1)
@@ -120,6 +131,50 @@ class Producer:
             one.is_new = False
         plain: dict[str, Any] = msgspec.to_builtins(Coordinates(manager.endpoint, number, *shape, digest.hex()))
         return plain
+
+    def _name(
+        self, mm_hash: str, room: int | None, cached: CachedEmbedding | None
+    ) -> tuple[CachedEmbedding, int, SendManager]:
+        """Opens an offer of an embedding, or renews it, and serves those that have asked for it already.
+
+        Returns:
+            The embedding, the number of the offer, and the manager at which consumers ask for it.
+
+        Raises:
+            as :meth:`offer`.
+        """
+        embedding = self.offers.find(mm_hash) or cached  # the same one again, although it may be encoded a second time
+        if embedding is None:
+            raise PeerGone(f"the worker has not published the embedding {mm_hash}, or it was evicted; encode it again")
+        digest = embedding.digest
+        number = content_number(self._secret, mm_hash, digest) if room is None else room
+        manager = self._managers.get(embedding.shared.shape.layout)
+        if room is not None and self.offers.was_fetched(number, Content(mm_hash, digest)):
+            return embedding, number, manager  # before the response that names it
+        try:
+            embedding = self.offers.name(embedding, number, manager)
+        except CapacityError:
+            if not self._end_silent():
+                raise
+            embedding = self.offers.name(embedding, number, manager)
+        self._sweep_later()
+        with self._lock:
+            early = self._early_claims.pop(number, None)
+        if early is not None and early.manager is manager and early.until >= time.monotonic():
+            attempt(manager.run_callback, partial(self._requested, manager, early.room, early.name))
+        return embedding, number, manager
+
+    def _published(self, mm_hash: str) -> None:
+        """Offers an embedding in the rooms of the requests for it, before they finish.
+
+        Runs on the channel's thread or the scheduler's. It may not block. The response of the request has the error if
+        the embedding cannot be offered.
+        """
+        with self._lock:
+            rooms = {room for wanted, room in self._rooms.values() if wanted == mm_hash}
+        for room in rooms:
+            if (error := attempt(self._name, mm_hash, room, self.cache.find(mm_hash))) is not None:
+                log.info("the embedding %s cannot be offered yet: %s", mm_hash, error)
 
     def close(self) -> None:
         self._managers.close()
@@ -130,18 +185,37 @@ class Producer:
     # Claims. These run on the manager's callback thread without locks.
 
     def _requested(self, manager: SendManager, room: int, name: str) -> None:
-        """Serves a consumer that asks for an offer in a room of its own, or in that of the coordinates."""
+        """Serves a consumer that asks for an offer in a room of its own, or in that of the coordinates.
+
+        There may be no such offer yet: then the claim is remembered.
+        """
+        numbers = claim_room(room, name), room
+        if not self._serve_claim(manager, room, name):
+            until = time.monotonic() + EARLY_CLAIM_S
+            with self._lock:
+                self._early_claims |= dict.fromkeys(numbers, _EarlyClaim(manager, room, name, until))
+                while len(self._early_claims) > MAX_EARLY_CLAIMS:
+                    self._early_claims.popitem(last=False)
+            if not self._serve_claim(manager, room, name):  # it may have been offered meanwhile
+                return
+        with self._lock:
+            for number in numbers:
+                self._early_claims.pop(number, None)
+
+    def _serve_claim(self, manager: SendManager, room: int, name: str) -> bool:
+        """Serves or refuses a consumer. Returns False if there is no offer for it."""
         for number, consumer in ((claim_room(room, name), consumer_of(name)), (room, None)):
             try:
                 claim = self.offers.claim(number, room, manager, partial(self._cached, manager.layout), consumer)
             except EmbeddingTransferError as error:
                 self._refuse(manager, room, error)
-                return
+                return True
             if claim is not None:
                 self._serve(manager, claim)
                 for earlier in self.offers.earlier_claims(claim):
                     self._give_up(earlier, "its consumer has asked for it again")
-                return
+                return True
+        return False
 
     def _serve(self, manager: SendManager, claim: KeptForClaim) -> None:
         embedding = claim.embedding
@@ -240,6 +314,16 @@ class Producer:
         )
         manager.on_request(partial(self._requested, manager))
         return manager
+
+
+@dataclass(frozen=True, slots=True)
+class _EarlyClaim:
+    """A consumer's request for an embedding that is not offered yet."""
+
+    manager: SendManager
+    room: int
+    name: str
+    until: float
 
 
 def _is_fetched(sender: EmbeddingSender) -> bool:

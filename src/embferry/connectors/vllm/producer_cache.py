@@ -41,6 +41,8 @@ class ProducerCache:
     Attributes:
         on_encoded: Called with each embedding that a worker has encoded, on the thread of the channel, without locks.
             It may not block.
+        on_published: Called with the hash of each embedding that a worker has published, when it is in the cache.
+            Thread, locks and time are as for ``on_encoded``.
     """
 
     def __init__(self, budget: int, max_embedding_bytes: int, counters: Counters, workers: Workers) -> None:
@@ -51,6 +53,7 @@ class ProducerCache:
         self.nbytes = 0
         self._lock = threading.Lock()
         self.on_encoded: Callable[[Publish, SharedRows], object] = lambda published, shared: None
+        self.on_published: Callable[[str], object] = lambda mm_hash: None
         workers.on_publish = self.take
 
     def find(self, mm_hash: str) -> CachedEmbedding | None:
@@ -114,6 +117,7 @@ class ProducerCache:
             self._counters.add("items_encoded")
             attempt(self.on_encoded, published, embedding.shared)
         self.put(embedding)
+        attempt(self.on_published, published.mm_hash)
 
     def close(self) -> None:
         with self._lock:

@@ -202,6 +202,11 @@ class FailedRequests:
     def __contains__(self, request: str) -> bool:
         return request in self._reports
 
+    @property
+    def are_reported(self) -> bool:
+        """Whether vLLM has not been told of all requests that cannot run."""
+        return any(entry is not None for entry in self._reports.values())
+
     def take(self) -> set[str]:
         """Returns the requests that vLLM is to fail now, each of them once."""
         now = time.monotonic()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata
 from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataResolver, collect_ec_item_metadata
@@ -18,7 +19,17 @@ from ..shared.counters import Counters, MetricsServer
 from ..shared.shared_rows import SharedRows
 from .config import ConnectorConfig
 from .consumer import Consumer
-from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_in, refusal_in, room_request_in
+from .coordinates import (
+    KEY,
+    PICTURES,
+    REFUSED,
+    coordinates_in,
+    entry_in,
+    failover_token_in,
+    refusal_in,
+    room_request_in,
+)
+from .engine_input import has_input
 from .pending_loads import PendingLoad, PendingLoads
 from .producer import Producer
 from .router_client import FailedRequests, RouterClient
@@ -36,6 +47,9 @@ IDLE_WAIT_S = 0.005
 """While a request waits, vLLM plans a step each millisecond and sends it to its workers although it is empty. On one
 machine that takes a core from the producer. So an engine that has nothing else to do waits here for an embedding; a
 request that arrives meanwhile waits as long."""
+ENCODE_WAIT_S = 0.25
+"""The same while what is waited for is still being encoded, which takes longer and needs the cores more. Here a request
+that arrives ends the wait, if the engine lets that be seen."""
 ANSWERED = frozenset(
     {RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION}
 )
@@ -58,13 +72,14 @@ class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not in
 
 
 class SchedulerSide:
-    """One in each engine. The engine's loop calls the methods, which block for at most :data:`IDLE_WAIT_S`."""
+    """One in each engine. The engine's loop calls the methods, which block for at most :data:`ENCODE_WAIT_S`."""
 
     def __init__(self, vllm_config: VllmConfig, config: ConnectorConfig, name: str, ranks: int) -> None:
         transfer, model = vllm_config.ec_transfer_config, vllm_config.model_config
         self._dtype = str(model.dtype).removeprefix("torch.")
         self._hidden = model.get_inputs_embeds_size()
         self._metadata = PlaceholderMetadataResolver(model)
+        self._model, self._picture_rule, self._knows_rule = model, cast("dict[str, Any] | None", None), False
         for transport in config.make_transports():  # a transport that is not available fails the start, not a request
             transport.close()
         self.counters = Counters()
@@ -84,6 +99,7 @@ class SchedulerSide:
         self.failed = FailedRequests(self._router, self.counters)
         self._loads = PendingLoads()
         self._publish: set[str] = set()
+        self._has_input = has_input()
         self._is_idle = False  # the last step had no tokens, and ensure_cache_available() has not waited since
 
     def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
@@ -94,7 +110,8 @@ class SchedulerSide:
             if feature.mm_position.offset + feature.mm_position.length > num_computed_tokens
         ]
         if self._producer is not None:
-            self._publish |= self._producer.hold(request.request_id, (feature.identifier for _, feature in needed))
+            hashes = [feature.identifier for _, feature in needed]
+            self._publish |= self._producer.hold(request.request_id, hashes, _room(request))
             if self._waits_for_shared_cache(self._producer, request, needed):
                 return False
             if self._producer.is_mapping(request.request_id):
@@ -106,9 +123,19 @@ class SchedulerSide:
         ready = [self._can_run(request, index, feature) for index, feature in needed]  # starts all transfers at once
         if not all(ready) and self._is_idle and request.request_id not in self.failed:
             self._is_idle = False
-            self._consumer.wait(IDLE_WAIT_S)
+            self._wait(self._consumer)
             ready = [self._can_run(request, index, feature) for index, feature in needed]
         return all(ready)
+
+    def _wait(self, consumer: Consumer) -> None:
+        """Waits for an embedding while the engine has nothing else to do."""
+        if self._has_input is None or not consumer.only_awaits:
+            consumer.wait(IDLE_WAIT_S)
+            return
+        until = time.monotonic() + ENCODE_WAIT_S
+        while not consumer.wait(IDLE_WAIT_S) and not self._has_input() and time.monotonic() < until:
+            if self.failed.are_reported:
+                return
 
     def find(self, mm_hash: str) -> SharedRows | None:
         """Returns the memory from which workers can load an embedding instead of encoding it, if it is here."""
@@ -171,18 +198,33 @@ class SchedulerSide:
 
     def _offers(self, producer: Producer, request: Request) -> dict[str, Any]:
         items: dict[str, Any] = collect_ec_item_metadata(request.mm_features, self._metadata)
+        rule = self._rule()
         for mm_hash, entry in items.items():
             try:
                 requested = room_request_in(request.ec_transfer_params)
                 if requested is not None and len(items) > 1:
                     raise RemoteProtocolError("a room is for one item; ask for one item per request")
                 entry[KEY] = producer.offer(mm_hash, None if requested is None else requested.room)
+                if rule is not None:
+                    entry[PICTURES] = rule
             except Exception as raised:  # noqa: BLE001  (the router tries another producer; this engine continues)
                 error = as_transfer_error("offering the embedding", raised)
                 log.error("the embedding %s cannot be offered: %s", mm_hash, error)
                 self.counters.add("items_refused", label=error.code)
                 entry[REFUSED] = {"code": error.code, "message": error.detail}
         return items
+
+    def _rule(self) -> dict[str, Any] | None:
+        """Returns how the model's processor makes grids of pictures, if that is known."""
+        if not self._knows_rule:
+            self._knows_rule = True
+            try:
+                from .picture_rule import picture_rule  # brings vLLM's models with it
+
+                self._picture_rule = picture_rule(self._model)
+            except Exception:  # a processor of another kind; the router asks consumers later then
+                log.info("it is not known how the processor makes grids of pictures", exc_info=True)
+        return self._picture_rule
 
     def _can_run(self, request: Request, index: int, feature: MultiModalFeatureSpec) -> bool:
         """Returns whether the request need not wait for this item.
@@ -215,7 +257,7 @@ class SchedulerSide:
         assert self._consumer is not None
         coordinates = coordinates_in(entry)
         if coordinates is not None:
-            coordinates.check(request.get_num_encoder_embeds(index), self._dtype, self._hidden)
+            coordinates = coordinates.at_prompt(request.get_num_encoder_embeds(index), self._dtype, self._hidden)
             return self._consumer.require(request.request_id, feature.identifier, coordinates)
         if self._consumer.find(feature.identifier) is not None:
             return True
@@ -235,3 +277,12 @@ class SchedulerSide:
         if feature.data is None:
             return False
         return bool(set(feature.data.keys()) - self._metadata.fields_for(feature.modality))
+
+
+def _room(request: Request) -> int | None:
+    """Returns the room in which the one item of an encode request is to be offered; None if it names none."""
+    try:
+        requested = room_request_in(request.ec_transfer_params)
+    except RemoteProtocolError:  # the response has it
+        return None
+    return None if requested is None or len(request.mm_features) > 1 else requested.room

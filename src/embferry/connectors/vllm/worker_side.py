@@ -64,7 +64,8 @@ class WorkerSide:
                 shape = shared.shape
                 tensor = torch.from_numpy(shared.rows).view(getattr(torch, shape.dtype))
                 device = current_platform.device_type  # this worker's current one
-                encoder_cache[load.mm_hash] = tensor.reshape(shape.tokens, shape.width).to(device, copy=True)
+                # On a CPU vLLM reads the mapping itself, which lasts as long as the tensor. Nothing writes there now.
+                encoder_cache[load.mm_hash] = tensor.reshape(shape.tokens, shape.width).to(device)
             shared.completed[self._rank] = load.number
             self._completed.add(load.number)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -18,6 +20,7 @@ from embferry.serve.http.chat import ClientResponse, Incoming
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.text_limit import check_characters
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
+from embferry.serve.vllm.early import Early, NotAsExpectedError, beside
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of, owner_of
 from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError
@@ -49,6 +52,7 @@ from embferry.trust.digests import DamagedError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _TAIL = 64
 """Bytes from the end of a stream that are searched for its ``[DONE]``."""
 
@@ -62,6 +66,7 @@ class Chat(InstanceEndpoint):
         self._connector = self.encoder.connector
         self._received = ReceivedCache(self.encoder)
         self._ask = ask_in_stages if fleet.decoders else ask
+        self._early = Early(fleet, self.encoder.offerings)
         self.failover = Failover(self.encoder)
         vllm = self._settings.vllm
         self._named = NamedMedia(vllm.uuid_bytes, vllm.uuid_timeout, fleet.metrics)
@@ -145,9 +150,59 @@ class Chat(InstanceEndpoint):
         again: bool = False,
     ) -> Answer:
         """Makes one attempt. Adds to ``avoid`` the encoders whose embeddings did not arrive."""
-        language, encoded = await self._encode(
-            request, list(dict.fromkeys(item for _, item in media)), avoid, again=again
-        )
+        items = list(dict.fromkeys(item for _, item in media))
+        language = await self._language(request, items)
+        expected = None if again or language is None else await self._expected(request, items, language, avoid)
+        if language is not None and expected is not None:
+            told = [expected[item.uuid] for item in items]
+            return await self._split_early(request, media, language, told, avoid, held)
+        encoded = await self._encode(request, items, language, avoid, ignore_cache=again)
+        return await self._ask_with(request, media, language, encoded, avoid, held)
+
+    async def _split_early(
+        self,
+        request: ClientRequest,
+        media: list[tuple[MediaPart, Item]],
+        language: Instance,
+        told: list[Encoded],
+        avoid: set[str],
+        held: AsyncExitStack,
+    ) -> Answer:
+        """Tells the language instance how items will be offered while they are encoded. Asks again if that fails."""
+        items, expected = [one.item for one in told], {one.item.uuid: one for one in told}
+        begun = asyncio.Semaphore(0)
+        announced = replace(request, on_encode=begun.release)
+        encoding = self._received.encode_all(announced, items, language, avoid, ignore_cache=False, expected=expected)
+        async with _in_background(encoding) as encodes:
+            try:
+                await _first(encodes, _acquired(begun, sum(not one.repeated for one in told)))  # they take longest
+                answer = await self._ask_with(request, media, language, told, avoid, held, encodes)
+            except (NotAsExpectedError, _NotReceivedError) as error:
+                self._early.note(language, "failed" if isinstance(error, _NotReceivedError) else "unexpected")
+                log.info("asked again after the encode: %s", error)
+                encoded = await encodes
+            else:
+                self._early.note(language, "used")
+                return answer
+        return await self._ask_with(request, media, language, encoded, avoid, held)
+
+    async def _ask_with(
+        self,
+        request: ClientRequest,
+        media: list[tuple[MediaPart, Item]],
+        language: Instance | None,
+        encoded: list[Encoded],
+        avoid: set[str],
+        held: AsyncExitStack,
+        encodes: asyncio.Task[list[Encoded]] | None = None,
+    ) -> Answer:
+        """Asks for the answer to encoded items, or to those that will be ``encoded`` when ``encodes`` is done.
+
+        Raises:
+            NotAsExpectedError: they were encoded otherwise.
+            _NotReceivedError: they were not, and did not arrive all the same.
+            VerbatimError, ServeError: of the encodes, or of the request for the answer.
+        """
         async with AsyncExitStack() as mine:
             transfers: list[Transfer] = []
             if isinstance(self._connector, EmbferryConnector):
@@ -156,12 +211,18 @@ class Chat(InstanceEndpoint):
             body = with_parts(request.content, [(part, encoded_parts[item.uuid]) for part, item in media])
             body |= {"ec_transfer_params": self._connector.answer_params(encoded)}
             content = await request.as_json(body, [one.item for one in encoded])
+            only_first = self._connector.pushes and language is not None
+            asking = self._ask(
+                self.fleet, request, content, mine, has_media=True, first=language, only_first=only_first
+            )
             try:
-                only_first = self._connector.pushes and language is not None
-                answer = await self._ask(
-                    self.fleet, request, content, mine, has_media=True, first=language, only_first=only_first
-                )
+                if encodes is None:
+                    answer = await asking
+                else:
+                    answer = await beside(asking, encodes, encoded, lambda now: _set_encoded(transfers, now))
             except EncodeAgainError as error:
+                if encodes is not None and any(transfer.failure is not None for transfer in transfers):
+                    raise _NotReceivedError(_with_reason(error, transfers).detail) from error
                 avoid |= self._suspects(transfers, encoded)
                 if language is not None and any(transfer.was_not_requested for transfer in transfers):
                     self._received.distrust(language)
@@ -175,19 +236,39 @@ class Chat(InstanceEndpoint):
             held.push_async_exit(mine.pop_all())
             return answer
 
-    async def _encode(
-        self, request: ClientRequest, items: list[Item], avoid: set[str], *, again: bool
-    ) -> tuple[Instance | None, list[Encoded]]:
-        """Returns the language instance, where the connector needs to know it, and the encoded items."""
+    async def _language(self, request: ClientRequest, items: list[Item]) -> Instance | None:
+        """Returns the language instance, where the connector needs to know it before the encode."""
         if not self._connector.needs_language:
-            return None, await self._received.encode_all(request, items, None, avoid, ignore_cache=True)
+            return None
         language = await self.fleet.language(request.model, (), lambda one: self._received.count(one, request, items))
         if language is None:
             raise ServeError(
                 "no_worker", "; ".join(self.fleet.missing()) or f"no {self.fleet.receiving} instance is available"
             )
+        return language
+
+    async def _encode(
+        self,
+        request: ClientRequest,
+        items: list[Item],
+        language: Instance | None,
+        avoid: set[str],
+        *,
+        ignore_cache: bool,
+    ) -> list[Encoded]:
+        if language is None:
+            return await self._received.encode_all(request, items, None, avoid, ignore_cache=True)
         with self.fleet.count_in_flight(language):
-            return language, await self._received.encode_all(request, items, language, avoid, ignore_cache=again)
+            return await self._received.encode_all(request, items, language, avoid, ignore_cache=ignore_cache)
+
+    async def _expected(
+        self, request: ClientRequest, items: list[Item], language: Instance, avoid: set[str]
+    ) -> Mapping[str, Encoded] | None:
+        """Returns how each item will be offered, if the language instance can be told so before the encode."""
+        if not isinstance(self._connector, EmbferryConnector) or not self._early.allows(request.content, language):
+            return None
+        known = self._received.known(request, items, language)
+        return None if known is None else await self._early.expect(items, request.model, avoid, known)
 
     def _suspects(self, transfers: Sequence[Transfer], encoded: Sequence[Encoded]) -> set[str]:
         """Returns the encoders whose embeddings did not arrive; all, if no consumer has reported any."""
@@ -196,6 +277,37 @@ class Chat(InstanceEndpoint):
         for encoder in suspects:
             self.fleet.suspect(encoder)
         return {encoder.url for encoder in suspects}
+
+
+class _NotReceivedError(Exception):
+    """An embedding of which the language instance was told before its encode did not arrive there."""
+
+
+@asynccontextmanager
+async def _in_background(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Yields a task, which is cancelled at the end of the context."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()  # nothing, if it is done
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _first(task: asyncio.Task[Any], other: Coroutine[Any, Any, object]) -> None:
+    """Waits until one of the two has ended, and cancels the second one."""
+    async with _in_background(other) as waiting:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _acquired(semaphore: asyncio.Semaphore, times: int) -> None:
+    for _ in range(times):
+        await semaphore.acquire()
+
+
+def _set_encoded(transfers: Sequence[Transfer], encoded: Sequence[Encoded]) -> None:
+    for transfer, one in zip(transfers, encoded, strict=True):
+        transfer.set_encoded(one)
 
 
 async def _forward(fleet: Fleet, answer: Answer, response: ClientResponse) -> None:

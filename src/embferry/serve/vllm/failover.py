@@ -39,6 +39,7 @@ class Transfer:
         failed: encoders that could not deliver it.
         failure: why it did not arrive, if the consumer has said so.
         lock: held while the item is being encoded again.
+        is_encoded: set when it is encoded; the consumer may have been told of it before.
     """
 
     request: ClientRequest
@@ -47,6 +48,7 @@ class Transfer:
     failed: set[Incarnation]
     failure: ServeError | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    is_encoded: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def was_not_requested(self) -> bool:
@@ -57,6 +59,12 @@ class Transfer:
     def coordinates(self) -> dict[str, Any]:
         """A copy of the coordinates that the consumer has."""
         return dict(self.encoded.entry[KEY])
+
+    def set_encoded(self, encoded: Encoded) -> None:
+        """The item is encoded, as the consumer was told before."""
+        encoded.entry[KEY] = {**encoded.entry[KEY], "failover_token": self.coordinates["failover_token"]}
+        self.encoded = encoded
+        self.is_encoded.set()
 
 
 class Failover:
@@ -72,24 +80,33 @@ class Failover:
 
     @contextlib.contextmanager
     def tracked(self, request: ClientRequest, encoded: Sequence[Encoded]) -> Iterator[list[Transfer]]:
-        """Puts a token into the coordinates of each item, which is valid while the context lasts."""
+        """Puts a token into the coordinates of each item, which is valid while the context lasts.
+
+        Those without a number of tokens are not encoded yet: a report about them waits until they are.
+        """
         tokens = {secrets.token_urlsafe(24): one for one in encoded}
         for token, one in tokens.items():
             one.entry[KEY] = {**one.entry[KEY], "failover_token": token}
-            self._transfers[token] = Transfer(request, one, self._failovers, set())
+            self._transfers[token] = transfer = Transfer(request, one, self._failovers, set())
             self._wanted[one.item.uuid] += 1
+            if one.entry[KEY]["tokens"] is not None:
+                transfer.is_encoded.set()
         try:
             yield [self._transfers[token] for token in tokens]
         finally:
             for token in tokens:
                 transfer = self._transfers.pop(token)
                 self._let_go(transfer.encoded.item)
+                transfer.is_encoded.set()
                 if transfer.encoded.repeated:
                     self._metrics.encodes_skipped.inc()
 
     async def replace(self, request: Request) -> Response:
         """``POST /ec/failovers/{token}``: has the item offered in the same room by another encoder."""
         transfer, told = await self._report(request)
+        await transfer.is_encoded.wait()
+        if self._transfers.get(request.path_params["token"]) is not transfer:
+            raise _unknown()
         async with transfer.lock:
             now = transfer.coordinates["endpoint"]
             if told.get("endpoint", now) == now:  # otherwise it has been replaced already
@@ -171,5 +188,9 @@ class Failover:
         body = await read_body(request.scope, request.receive, MAX_BODY_BYTES, between_parts=True)
         transfer = self._transfers.get(request.path_params["token"])
         if transfer is None:
-            raise ServeError("not_found", "no request that is being answered has this token")
+            raise _unknown()
         return transfer, parse_object(body or b"")
+
+
+def _unknown() -> ServeError:
+    return ServeError("not_found", "no request that is being answered has this token")

@@ -18,6 +18,7 @@ from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
+from embferry.serve.vllm.early import Offerings
 from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fitness import Fitness
 from embferry.serve.vllm.fleet import Fleet
@@ -48,6 +49,7 @@ class ClientRequest:
         grow: called with the bytes of an answer that the router holds for it; may raise ServeError capacity_exhausted.
         lost: gets the instances that end during the encode of its items.
         prefixes: by the name of each item, a digest of what is before its end in the prompt.
+        on_encode: called when an item is about to go to an encoder.
     """
 
     content: dict[str, Any]
@@ -56,6 +58,7 @@ class ClientRequest:
     grow: Callable[[int], object] = lambda nbytes: None
     lost: set[Incarnation] = field(default_factory=set)
     prefixes: Mapping[str, bytes] = field(default_factory=dict)
+    on_encode: Callable[[], object] = lambda: None
 
     @property
     def model(self) -> str | None:
@@ -79,6 +82,7 @@ class ItemEncoder:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.connector = CONNECTORS[fleet.settings.vllm.connector]()
+        self.offerings = Offerings()
         self._losses = Losses()
         self.fitness = Fitness(self._why_unfit)
 
@@ -91,6 +95,7 @@ class ItemEncoder:
         room: int | None = None,
         avoid: Collection[str] = (),
         never: Collection[Incarnation] = (),
+        first: Instance | None = None,
     ) -> Encoded:
         """Encodes one item at one instance after the other until one succeeds.
 
@@ -101,6 +106,7 @@ class ItemEncoder:
             room: the room to offer the embedding in; None lets the encoder choose.
             avoid: URLs of encoders that are asked last.
             never: encoders that are not asked at all.
+            first: the encoder to ask first, if it is up.
 
         Raises:
             VerbatimError: an encoder refuses the request as wrong.
@@ -114,7 +120,9 @@ class ItemEncoder:
         damaged: set[Incarnation] = set()
         faults = 0
         status = 503
-        while (encoder := await self.fleet.encoder(item.uuid, request.model, tried, avoid)) is not None:
+        chosen = first if first is not None and first.up else None
+        while (encoder := chosen or await self.fleet.encoder(item.uuid, request.model, tried, avoid)) is not None:
+            chosen = None
             incarnation = encoder.incarnation
             if len(tried) > len(never):
                 self.fleet.metrics.encode_retries.inc()
@@ -164,7 +172,9 @@ class ItemEncoder:
             self._losses.forget(item)
             self.fitness.encoded(encoder)
             encoder.remember(item.uuid)
-            return Encoded(item, encoder, incarnation, name, entry, transfer_id)
+            encoded = Encoded(item, encoder, incarnation, name, entry, transfer_id)
+            self.offerings.learn(encoded)
+            return encoded
         raise _not_encoded(failed, self.fleet.encoders, status)
 
     @contextlib.asynccontextmanager
@@ -256,6 +266,7 @@ class ItemEncoder:
             "POST", encoder.url + CHAT, content=content, headers=headers, timeout=timeout
         )
         add_digests(post, await off_loop(len(content), content_digest, content))
+        request.on_encode()
         async with self.fleet.unless_stalled(encoder):
             return await self._answer(encoder, post)
 

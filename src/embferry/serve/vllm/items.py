@@ -104,6 +104,15 @@ async def _data_url(part: MediaPart, fetcher: Fetcher, limits: MediaSettings, gr
     return url
 
 
+def head_of(url: str, nbytes: int) -> bytes:
+    """Returns the first bytes of the file in a ``data:`` URL; none if they cannot be read."""
+    comma = url.find(",") + 1
+    try:
+        return binascii.a2b_base64(url[comma : comma + nbytes // 3 * 4])
+    except ValueError:
+        return b""
+
+
 def _checked_video(url: str) -> str:
     """Returns the URL of a video that may go to an instance."""
     data = _decoded(url)

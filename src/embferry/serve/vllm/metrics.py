@@ -21,6 +21,8 @@ class VllmRouterMetrics(ChatMetrics):
         self.encode_retries = counter("embferry_encode_retries", "Encodes tried again at another instance")
         under_way = "Embeddings under way for which another encoder was asked"
         self.failovers = counter("embferry_failovers", under_way, ["outcome"])
+        early = "Requests to a language instance before their items were encoded: used, unexpected, failed"
+        self.overlapped = counter("embferry_overlapped", early, ["outcome"])
         self.fallbacks = counter("embferry_fallbacks", "Requests sent undivided to a language instance")
         names = "Pictures and videos that requests named without sending them: found, unknown"
         self.named_media = counter("embferry_named_media", names, ["outcome"])

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,6 +151,7 @@ class ReceivedCache:
         avoid: Collection[str],
         *,
         ignore_cache: bool,
+        expected: Mapping[str, Encoded] | None = None,
     ) -> list[Encoded]:
         """Encodes, at the same time, the items that ``language`` has not received. A failure cancels the others.
 
@@ -160,21 +161,41 @@ class ReceivedCache:
             language: the instance that will have the embeddings, for connectors that need to know.
             avoid: URLs of encoders that are asked last.
             ignore_cache: encodes all items.
+            expected: how each item, by its uuid, is to be offered, if that can be. None: in any way.
 
         Raises:
             VerbatimError, ServeError: as :meth:`ItemEncoder.encode`.
         """
-        received = None if language is None or ignore_cache or not self._budget else self._received_by(language)
-        if received is not None and not received.asks:
-            received = None
+        received = None if ignore_cache else self._usable(language)
+        wanted = expected or {}
         try:
-            return await gather_or_cancel(*(self._encode(request, item, language, avoid, received) for item in items))
+            return await gather_or_cancel(
+                *(self._encode(request, item, language, avoid, received, wanted.get(item.uuid)) for item in items)
+            )
         except BaseException:  # nothing fetches the items that were offered to this request
             if received is not None:
                 for item in items:
                     if (entry := received.entries.get(item.uuid)) is not None and not entry.arrived:
                         received.drop(item.uuid)
             raise
+
+    def known(self, request: ClientRequest, items: Sequence[Item], language: Instance) -> dict[str, Encoded] | None:
+        """Returns, by uuid, the items that need not be encoded, as this request will name them.
+
+        Returns:
+            None if one of the others is being encoded for another request.
+        """
+        found: dict[str, Encoded] = {}
+        if (received := self._usable(language)) is None:
+            return found
+        for item in items:
+            if (entry := received.entries.get(item.uuid)) is not None:
+                found[item.uuid] = entry.for_request(item)
+            elif item.uuid in received.encoding:
+                return None
+            elif (guessed := received.guess(request.prefixes.get(item.uuid))) is not None:
+                found[item.uuid] = replace(_Entry(guessed, arrived=True).for_request(item), by_prefix=True)
+        return found
 
     def arrived(
         self, language: Instance, request: ClientRequest, sent: Sequence[Encoded], used: Sequence[Encoded]
@@ -212,20 +233,24 @@ class ReceivedCache:
         language: Instance | None,
         avoid: Collection[str],
         received: _Received | None,
+        expected: Encoded | None,
     ) -> Encoded:
+        first, room = (None, None) if expected is None else (expected.encoder, expected.entry[KEY]["room"])
         if received is None:
-            return await self._encoder.encode(request, item, language, avoid=avoid)
+            return await self._encoder.encode(request, item, language, room=room, avoid=avoid, first=first)
+        if expected is not None and expected.by_prefix:
+            return expected
         may_try_again = True
         while True:
             if (entry := received.entries.get(item.uuid)) is not None:
                 received.entries.move_to_end(item.uuid)
-                return entry.for_request(item)
+                return expected if expected is not None and expected.repeated else entry.for_request(item)
             under_way = received.encoding.get(item.uuid)
             if under_way is None and (known := received.guess(request.prefixes.get(item.uuid))) is not None:
                 return replace(_Entry(known, arrived=True).for_request(item), by_prefix=True)
             is_mine = under_way is None
             if under_way is None:
-                under_way = self._begin(request, item, language, avoid, received)
+                under_way = self._begin(request, item, language, avoid, received, expected)
             try:
                 encoded = await under_way.result()
                 return encoded if is_mine else _Entry(encoded).for_request(item)
@@ -241,11 +266,13 @@ class ReceivedCache:
         language: Instance | None,
         avoid: Collection[str],
         received: _Received,
+        expected: Encoded | None,
     ) -> _SharedEncode:
         """Begins an encode that other requests may share."""
+        first, room = (None, None) if expected is None else (expected.encoder, expected.entry[KEY]["room"])
 
         async def encode() -> Encoded:
-            encoded = await self._encoder.encode(request, item, language, avoid=avoid)
+            encoded = await self._encoder.encode(request, item, language, room=room, avoid=avoid, first=first)
             received.put(_Entry(_copied(encoded)), self._budget)
             return encoded
 
@@ -255,6 +282,11 @@ class ReceivedCache:
 
         shared = received.encoding[item.uuid] = _SharedEncode(encode(), ended)
         return shared
+
+    def _usable(self, language: Instance | None) -> _Received | None:
+        """Returns what an instance has received, if that may be relied upon."""
+        received = None if language is None or not self._budget else self._received_by(language)
+        return None if received is None or not received.asks else received
 
     def _received_by(self, language: Instance) -> _Received:
         incarnation = language.incarnation
