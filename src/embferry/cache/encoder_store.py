@@ -58,7 +58,8 @@ class EncoderStore:
         self.lookup_timeout = lookup_timeout
         self._store, self._counts = store, counts
         self._is_closed = False
-        self._log_lock, self._occasions = threading.Lock(), Occasions()
+        self._log_lock = threading.Lock()
+        self._occasions = Occasions()
         self._readers = Background("embferry-cache-read", READERS, MAX_LOOKUPS, 1 << 62)
         self._writers = Background("embferry-cache-write", 1, MAX_WRITES, MAX_WRITE_BYTES)
 
