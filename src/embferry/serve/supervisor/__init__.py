@@ -3,6 +3,7 @@
 ``cluster``         all processes of a deployment
 ``local``           :class:`LocalCluster`: the processes of this project
 ``vllm``            instances of vLLM and the router before them
+``vllm_arguments``  the user's own arguments for ``vllm serve``, checked before anything is started
 ``process``         one process, over all its restarts
 ``ports``           whether the ports are free, asked before any process starts
 ``handover``        the pipes between supervisor and child, and the settings on their way

@@ -14,18 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import SecretStr
 
 from embferry.models import model_path, packaged_models
 from embferry.serve.config import Settings
-from embferry.serve.config_load import UNREADABLE
 from embferry.serve.http.api_keys import new_key
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.descendants import adopt_orphans, descendants, end_descendants
 from embferry.serve.supervisor.handover import child_program
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, Program, SupervisedProcess
 from embferry.serve.supervisor.serve import run_cluster
+from embferry.serve.supervisor.vllm_arguments import told_in, values
 from embferry.trust.trust import Trust
 
 HOST = "127.0.0.1"
@@ -95,25 +94,12 @@ def _model(settings: Settings, extra: Sequence[str]) -> list[str]:
 
 
 def _given_names(extra: Sequence[str]) -> Iterator[str]:
-    """Yields the names in arguments for ``vllm serve``, of which the last option counts, then those in ``--config``.
-
-    vLLM reads underscores as hyphens in the names of options.
-    """
-    values: dict[str, list[str]] = {}
-    name = ""
-    for word in extra:
-        if word.startswith("--"):
-            option, given, value = word[2:].partition("=")
-            name = option.replace("_", "-")
-            values[name] = [value] if given else []
-        elif name:
-            values[name].append(word)
-    yield from values.get("served-model-name", ())
-    for file in values.get("config", ())[:1]:
-        with contextlib.suppress(OSError, *UNREADABLE):  # vLLM says what is wrong with it
-            told = {str(key).replace("_", "-"): value for key, value in yaml.safe_load(Path(file).read_text()).items()}
-            names = told.get("served-model-name") or ()
-            yield from map(str, names if isinstance(names, list) else [names])
+    """Yields the names in arguments for ``vllm serve``, then those in ``--config``."""
+    given = values(extra)
+    yield from given.get("served-model-name", ())
+    for file in given.get("config", ())[:1]:
+        names = told_in(file).get("served-model-name") or ()
+        yield from map(str, names if isinstance(names, list) else [names])
 
 
 class VllmCluster(Cluster):
