@@ -62,7 +62,7 @@ def called(*words: str) -> tuple[int, str, str]:
         ((*SERVE, "--connector", "example"), "--connector needs embferry router"),
         ((*SERVE, "--transports", "pigeon"), "pigeon"),
         (
-            (*SERVE, "--dtype", "float32"),
+            (*SERVE, "--dtype", "bf16"),
             "--dtype has no effect here with --engine vllm; leave it out, or give it to vllm",
         ),
         ((*SERVE, "--dtype", "float32"), "embferry: with --engine vllm, --dtype goes after --: -- --dtype"),

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,8 @@ from typing import Any
 import yaml
 
 from embferry.serve.config_load import UNREADABLE
+
+log = logging.getLogger(__name__)
 
 _SET_HERE = {
     "model": "name the model with --model before --",
@@ -203,6 +207,7 @@ def installed() -> Known | None:
 
 def parser_refusal(extra: Sequence[str]) -> str:
     """Returns why vLLM's own parser refuses the arguments, "" if it takes them or cannot be asked. Takes seconds."""
+    log.info("asking vllm serve whether it takes %s", shlex.join(extra))
     command = [sys.executable, "-P", "-c", _PARSE, "MODEL", *extra]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PARSE_SECONDS)
