@@ -53,6 +53,7 @@ def never(extra: Sequence[str]) -> str:
         "--served-model-name a b --tensor-parallel-size 2",
         "--limit-mm-per-prompt.image 2 --enforce-eag",
         "--max-model-len -1 --enforce-eager",
+        "--omni --pigeons 2",
     ],
 )
 def test_right_arguments_are_taken_without_loading_vllm(words: str, known: Known) -> None:

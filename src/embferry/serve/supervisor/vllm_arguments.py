@@ -94,6 +94,8 @@ def problems(extra: Sequence[str], known: Known | None, refusal: Callable[[Seque
     """
     if extra and not extra[0].startswith("-"):
         return [positional(extra[0])]
+    if "--omni" in extra:  # options of vLLM-Omni, which vLLM then starts in its place
+        known = None
     given = options(extra)
     found = [f"{word}: {why}" for word, name in given for why in _refused(_whole(name, known))]
     for file in values(extra).get("config", ())[:1]:
