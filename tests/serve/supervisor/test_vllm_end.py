@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
 from embferry.serve.config import Settings, VllmSettings
 from embferry.serve.supervisor import vllm
 from embferry.serve.supervisor.handover import SupervisorPipes
+from embferry.serve.supervisor.process import ClusterError
 from embferry.serve.supervisor.vllm import INSTANCES_SHARE, VllmCluster
 from embferry.serve.supervisor.vllm_child import VllmOutput
 
@@ -32,6 +34,16 @@ def test_the_router_ends_before_the_instances(monkeypatch: pytest.MonkeyPatch) -
     assert {process.view.role for process in later} == {"encode", "language"}
     assert [*sooner, *later] == sorted(cluster.supervised, key=lambda process: process.view.role != "router")
     assert share == INSTANCES_SHARE
+
+
+def test_without_a_place_for_temporary_files_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "vllm_command", lambda: "vllm")
+    monkeypatch.setattr(vllm, "adopt_orphans", lambda: None)
+    monkeypatch.setattr(vllm.temporary, "new_root", lambda: Path("/dev/null/folder"))
+    cluster = VllmCluster(Settings(), (), progress=print)
+    with pytest.raises(ClusterError, match="temporary files: /dev/null/folder: Not a directory"), cluster:
+        pytest.fail("it was started")
+    assert cluster.supervised == []
 
 
 @pytest.mark.parametrize("line", LINES)

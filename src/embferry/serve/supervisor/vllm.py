@@ -151,7 +151,10 @@ class VllmCluster(Cluster):
     def start(self) -> None:
         adopt_orphans()
         temporary.remove_abandoned(self._folder)
-        self._folder_lock = temporary.hold(self._folder)
+        try:
+            self._folder_lock = temporary.hold(self._folder)
+        except OSError as error:
+            raise ClusterError(f"there is no place for temporary files: {self._folder}: {error.strerror}") from error
         super().start()
 
     def stop(self) -> None:
