@@ -111,12 +111,20 @@ WORKER = DEAF + "print('here', flush=True); signal.pause()"
 ORPHAN = DEAF + "print(os.getpid(), flush=True) if not os.fork() else os._exit(0); signal.pause()"
 
 
+def leave_socket() -> str:
+    """Makes a socket in the folder for temporary files. Returns the folder."""
+    folder = tempfile.gettempdir()
+    socket.socket(socket.AF_UNIX).bind(os.path.join(folder, str(uuid.uuid4())))
+    return folder
+
+
 def deaf(moment: str) -> None:
     """Starts processes that ignore SIGTERM, and stands still at a moment of that."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     shared = SharedMemory(create=True, size=1 << 20)
     tracker = resource_tracker._resource_tracker._fd  # type: ignore[attr-defined]
     note: dict[str, Any] = {"pid": os.getpid(), "engine": os.getpid(), "shared": shared.name, "more": []}
+    note["folder"] = leave_socket()
 
     def reached(name: str) -> None:
         if name == moment:
@@ -157,7 +165,7 @@ def main() -> None:
         print("(EngineCore pid=1) RuntimeError: no device", file=sys.stderr)
         sys.exit(1)
     signal.signal(signal.SIGTERM, end_loudly)
-    socket.socket(socket.AF_UNIX).bind(os.path.join(tempfile.gettempdir(), str(uuid.uuid4())))
+    folder = leave_socket()
     print("\x1b[31mERROR 11-29 a line of vLLM\x1b[0m", file=sys.stderr, flush=True)
     with Server((option("--host"), int(option("--port"))), Handler) as server:
         shared = SharedMemory(create=True, size=1 << 20)
@@ -166,7 +174,7 @@ def main() -> None:
         program = f"import signal; {ignores}signal.pause()"
         engine = subprocess.Popen([sys.executable, "-c", program], pass_fds=[tracker])
         note = {"pid": os.getpid(), "engine": engine.pid, "arguments": sys.argv[1:], "key": os.getenv("VLLM_API_KEY")}
-        note |= {"shared": shared.name, "folder": tempfile.gettempdir(), "kv_port": os.getenv("VLLM_NIXL_SIDE_CHANNEL_PORT")}
+        note |= {"shared": shared.name, "folder": folder, "kv_port": os.getenv("VLLM_NIXL_SIDE_CHANNEL_PORT")}
         with open(os.environ["FAKE_VLLM_NOTES"], "a") as notes:
             notes.write(json.dumps(note) + "\n")
         server.serve_forever()
