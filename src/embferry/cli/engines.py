@@ -69,10 +69,13 @@ def check_serve(settings: Settings, given: Set[Key]) -> None:
 
 def check_arguments(settings: Settings, extra: Sequence[str]) -> None:
     """Ends the process with status 2 if the arguments for ``vllm serve`` cannot be right."""
-    from embferry.serve.supervisor.vllm_arguments import installed, parser_refusal, positional, problems
+    from embferry.serve.supervisor.vllm_arguments import installed, options, parser_refusal, positional, problems
 
     if settings.router.engine == "vllm":
-        if wrong := problems(extra, installed(), parser_refusal):
+        wrong = problems(extra, installed(), parser_refusal)
+        if settings.vllm.prefills and "kv-transfer-config" in (name for _, name in options(extra)):
+            wrong.append("--kv-transfer-config: embferry serve writes it for prefill and decode instances")
+        if wrong:
             fail(*wrong)
     elif extra:
         need = f"arguments for vllm serve need --engine vllm: {' '.join(extra)}"

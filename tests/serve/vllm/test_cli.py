@@ -69,6 +69,10 @@ def called(*words: str) -> tuple[int, str, str]:
         ((*SERVE, "--served-model-name", "x"), "after --: -- --served-model-name"),
         ((*SERVE[:3], "Qwen/Q"), "Qwen/Q is no option: name a model with --model Qwen/Q"),
         ((*SERVE[:3], "Qwen/Q", "--", "--enforce-eager"), "name a model with --model Qwen/Q"),
+        (
+            (*SERVE, "--prefills", "1", "--decodes", "1", "--", "--kv_transfer_config={}"),
+            "--kv-transfer-config: embferry serve writes it",
+        ),
         (("serve", "Qwen/Q"), "name a model with --model Qwen/Q"),
         (
             (*SERVE, "--enforce-eager"),
