@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from embferry.cli.options import fail
 from embferry.serve.config import Settings
@@ -16,6 +16,8 @@ _NOT_WITH_VLLM = frozenset({
     "serve.encode_workers", "serve.language_workers", "serve.start_timeout",
 })  # fmt: skip
 """Settings and whole sections that have no effect with vLLM, which has options of its own."""
+_OF_VLLM = {"dtype": "--dtype", "router.served_model_name": "--served-model-name"}
+"""Settings among them that are options of ``vllm serve`` too."""
 _ALSO_WITH_VLLM = frozenset({"language.max_prompt_characters"})
 """Settings of those sections that the router checks with vLLM too."""
 _ONLY_SERVE = frozenset({
@@ -53,7 +55,7 @@ def check_router(settings: Settings, given: Set[Key]) -> None:
 
 def check_serve(settings: Settings, given: Set[Key]) -> None:
     """Does the same as :func:`check_router` for ``embferry serve``."""
-    _check(settings, given, _ONLY_ROUTER)
+    _check(settings, given, _ONLY_ROUTER, has_rest=True)
     if settings.router.engine == "vllm" and settings.vllm.connector != "embferry":
         named = settings.place("vllm", "connector")
         fail(f"embferry serve starts vLLM with the connector of this project; {named} needs embferry router")
@@ -65,8 +67,30 @@ def check_serve(settings: Settings, given: Set[Key]) -> None:
         fail(f"{both}: start language instances, or prefill and decode instances")
 
 
-def _check(settings: Settings, given: Set[Key], idle: Set[str]) -> None:
-    """Refuses options of the other engine, and those that this command does not use with vLLM."""
+def check_arguments(settings: Settings, extra: Sequence[str]) -> None:
+    """Ends the process with status 2 if the arguments for ``vllm serve`` cannot be right."""
+    from embferry.serve.supervisor.vllm_arguments import installed, options, parser_refusal, positional, problems
+
+    if settings.router.engine == "vllm":
+        wrong = problems(extra, installed(), parser_refusal)
+        if settings.vllm.prefills and "kv-transfer-config" in (name for _, name in options(extra)):
+            wrong.append("--kv-transfer-config: embferry serve writes it for prefill and decode instances")
+        if wrong:
+            fail(*wrong)
+    elif extra:
+        need = f"arguments for vllm serve need --engine vllm: {' '.join(extra)}"
+        fail(need if extra[0].startswith("-") else positional(extra[0]))
+
+
+def _check(settings: Settings, given: Set[Key], idle: Set[str], has_rest: bool = False) -> None:
+    """Refuses options of the other engine, and those that this command does not use with vLLM.
+
+    Args:
+        settings: of the command.
+        given: the keys on its command line.
+        idle: further settings and sections without effect.
+        has_rest: the command takes options of ``vllm serve`` after ``--``.
+    """
     if settings.wire == "origin":
         named = settings.place("wire")
         fail(f"{named} origin is for embferry encode and embferry language, which SGLang's load balancer calls")
@@ -78,4 +102,10 @@ def _check(settings: Settings, given: Set[Key], idle: Set[str]) -> None:
         wrong = [key for key in given if key[0] == "vllm"]
         why = "needs --engine vllm"
     if wrong:
-        fail(*(f"{settings.place(*key)} {why}" for key in sorted(wrong)))
+        known = _OF_VLLM if has_rest else {}
+        moved = {
+            key: f", or give it to vllm serve, after --: -- {known[dotted(key)]}"
+            for key in wrong
+            if dotted(key) in known
+        }
+        fail(*(f"{settings.place(*key)} {why}{moved.get(key, '')}" for key in sorted(wrong)))

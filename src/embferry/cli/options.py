@@ -50,8 +50,14 @@ class SettingsCommand(PlainCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Remembers the words as they were typed, so that messages can name them."""
-        ctx.meta[TYPED] = tuple(args)
-        return super().parse_args(ctx, args)
+        ctx.meta[TYPED] = typed = tuple(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # of click, or of the copy of it in later versions of typer
+            takes_rest = any(one.name == "rest" for one in self.params)
+            if takes_rest and type(error).__name__ == "NoSuchOption" and _names_vllm(typed):
+                error.message += f". Options of vllm serve go after --: -- {error.option_name}"  # type: ignore[attr-defined]
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the options, the common ones first."""
@@ -66,6 +72,12 @@ class SettingsCommand(PlainCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def _names_vllm(words: Iterable[str]) -> bool:
+    """Returns whether vLLM is chosen by words that cannot be parsed, or by the environment."""
+    named = [word.rpartition("=")[2] for word in words]
+    return "vllm" in [*named, os.environ.get(env_name(("router", "engine")))]
 
 
 def _heading(key: Key, own: tuple[str, ...]) -> str:
@@ -162,7 +174,9 @@ def settings_command(
             try:
                 loaded = load(flags, os.environ, options.get("config"), typed)
             except ConfigError as error:
-                fail(*error.problems)
+                # With the values of vLLM's option of this name, which are others than those of ours.
+                moved = rest and ("dtype",) in flags and _names_vllm(context.meta.get(TYPED, ()))
+                fail(*error.problems, *(["with --engine vllm, --dtype goes after --: -- --dtype"] if moved else ()))
             settings = loaded.settings
             if settings.log_format == "json":
                 configure(settings.log_level, "json", context.info_name or "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from embferry.cli.engines import check_router, check_serve
+from embferry.cli.engines import check_arguments, check_router, check_serve
 from embferry.cli.options import fail, need, settings_command
 from embferry.models import model_path, packaged_models
 from embferry.models.checkpoints import check_directory
@@ -27,14 +27,13 @@ def serve(settings: Settings, rest: list[str]) -> None:
     Bootstrap server, encode and language workers and the router, as processes that are started again when they die.
     With --engine vllm: instances of vLLM and the router; the arguments after -- go to each vllm serve.
     """
+    check_arguments(settings, rest)
     check_router_host(settings)
     if settings.router.engine == "vllm":
         from embferry.serve.supervisor.vllm import run as run_vllm
 
         run_vllm(settings, rest)
         return
-    if rest:
-        fail(f"arguments for vllm serve need --engine vllm: {' '.join(rest)}")
     _check_model(settings)
     from embferry.serve.supervisor import run
 

@@ -22,7 +22,7 @@ class Deaf:
         self.first_url = self.name = name
         self._ends, self._clock = ends, clock
 
-    def stop(self) -> None:
+    def stop(self, seconds: float | None = None) -> None:
         self._ends.append((f"stop {self.name}", self._clock[0]))
 
     def join(self, deadline: float) -> None:

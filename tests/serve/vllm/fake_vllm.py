@@ -5,7 +5,9 @@ server, its engine, the engine's worker and an orphan, each of these in a sessio
 moment of its start: before it has started any of them (``first``), after each of them (``engine``, ``orphan``), before
 it answers (``bound``), or not at all (``ready``).
 
-Each start appends a JSON object with its arguments to ``$FAKE_VLLM_NOTES``.
+Each start appends a JSON object with its arguments to ``$FAKE_VLLM_NOTES``. It leaves a socket in its temporary folder.
+At SIGTERM it writes the alarming lines of vLLM. With ``$FAKE_VLLM_HOLD``, a folder, a question makes the file ``asked``
+in there and is answered when there is a file ``answer``.
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 
@@ -62,6 +69,10 @@ class Handler(BaseHTTPRequestHandler):
             }
             self._answer({"ec_transfer_params": {uuid: entry}})
         else:
+            if hold := os.getenv("FAKE_VLLM_HOLD"):
+                Path(hold, "asked").touch()
+                while not Path(hold, "answer").exists():
+                    time.sleep(0.02)
             choice = {"message": {"content": str(os.getpid())}, "finish_reason": "stop"}
             blocks = (
                 {"do_remote_prefill": True} if (body.get("kv_transfer_params") or {}).get("do_remote_decode") else None
@@ -100,12 +111,20 @@ WORKER = DEAF + "print('here', flush=True); signal.pause()"
 ORPHAN = DEAF + "print(os.getpid(), flush=True) if not os.fork() else os._exit(0); signal.pause()"
 
 
+def leave_socket() -> str:
+    """Makes a socket in the folder for temporary files. Returns the folder."""
+    folder = tempfile.gettempdir()
+    socket.socket(socket.AF_UNIX).bind(os.path.join(folder, str(uuid.uuid4())))
+    return folder
+
+
 def deaf(moment: str) -> None:
     """Starts processes that ignore SIGTERM, and stands still at a moment of that."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     shared = SharedMemory(create=True, size=1 << 20)
     tracker = resource_tracker._resource_tracker._fd  # type: ignore[attr-defined]
     note: dict[str, Any] = {"pid": os.getpid(), "engine": os.getpid(), "shared": shared.name, "more": []}
+    note["folder"] = leave_socket()
 
     def reached(name: str) -> None:
         if name == moment:
@@ -131,12 +150,22 @@ def deaf(moment: str) -> None:
         server.serve_forever()
 
 
+def end_loudly(number: int, frame: Any) -> None:
+    """Ends as at SIGTERM without a handler."""
+    line = "ERROR 11-29 AsyncLLM output_handler failed: EngineDeadError"
+    os.write(2, f"{line}\nWARNING force killing\n1 leaked shared_memory objects\n".encode())
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
 def main() -> None:
     if "--deaf-at" in sys.argv:
         deaf(option("--deaf-at"))
     if "--end-at-once" in sys.argv:
         print("(EngineCore pid=1) RuntimeError: no device", file=sys.stderr)
         sys.exit(1)
+    signal.signal(signal.SIGTERM, end_loudly)
+    folder = leave_socket()
     print("\x1b[31mERROR 11-29 a line of vLLM\x1b[0m", file=sys.stderr, flush=True)
     with Server((option("--host"), int(option("--port"))), Handler) as server:
         shared = SharedMemory(create=True, size=1 << 20)
@@ -145,7 +174,7 @@ def main() -> None:
         program = f"import signal; {ignores}signal.pause()"
         engine = subprocess.Popen([sys.executable, "-c", program], pass_fds=[tracker])
         note = {"pid": os.getpid(), "engine": engine.pid, "arguments": sys.argv[1:], "key": os.getenv("VLLM_API_KEY")}
-        note |= {"shared": shared.name, "kv_port": os.getenv("VLLM_NIXL_SIDE_CHANNEL_PORT")}
+        note |= {"shared": shared.name, "folder": folder, "kv_port": os.getenv("VLLM_NIXL_SIDE_CHANNEL_PORT")}
         with open(os.environ["FAKE_VLLM_NOTES"], "a") as notes:
             notes.write(json.dumps(note) + "\n")
         server.serve_forever()

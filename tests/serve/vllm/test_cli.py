@@ -61,6 +61,24 @@ def called(*words: str) -> tuple[int, str, str]:
         (("serve", "--prefills", "1"), "--prefills needs --engine vllm"),
         ((*SERVE, "--connector", "example"), "--connector needs embferry router"),
         ((*SERVE, "--transports", "pigeon"), "pigeon"),
+        (
+            (*SERVE, "--dtype", "bf16"),
+            "--dtype has no effect here with --engine vllm; leave it out, or give it to vllm",
+        ),
+        ((*SERVE, "--dtype", "float32"), "embferry: with --engine vllm, --dtype goes after --: -- --dtype"),
+        ((*SERVE, "--served-model-name", "x"), "after --: -- --served-model-name"),
+        ((*SERVE[:3], "Qwen/Q"), "Qwen/Q is no option: name a model with --model Qwen/Q"),
+        ((*SERVE[:3], "Qwen/Q", "--", "--enforce-eager"), "name a model with --model Qwen/Q"),
+        (
+            (*SERVE, "--prefills", "1", "--decodes", "1", "--", "--kv_transfer_config={}"),
+            "--kv-transfer-config: embferry serve writes it",
+        ),
+        (("serve", "Qwen/Q"), "name a model with --model Qwen/Q"),
+        (
+            (*SERVE, "--enforce-eager"),
+            "No such option: --enforce-eager. Options of vllm serve go after --: -- --enforce",
+        ),
+        (("serve", "--engine=vllm", "--enforce-eager"), "go after --: -- --enforce-eager"),
     ],
 )
 def test_options_of_the_other_engine_are_refused(words: tuple[str, ...], why: str) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,17 @@ def test_instances_and_router_start_restart_and_end(start: Callable[..., Running
     one.wait(lambda: httpx.get(f"{one.url}/ready", trust_env=False).json()["workers"] == {"encode": 2, "language": 1})
     assert ask(one.url, picture()).json()["choices"][0]["message"]["content"] == str(one.notes[3]["pid"])
     assert not alive(language["engine"])
+    folders = [Path(note["folder"]) for note in one.notes]
+    assert folders[3] == Path(language["folder"])
+    assert all(len(list(folder.iterdir())) == 1 for folder in folders)  # also that of the second start
 
     one.process.send_signal(signal.SIGINT)
     assert one.process.wait(DEADLINE) == 0
     assert "all processes have ended" in one.log
     assert "Traceback" not in one.log
+    last = one.log.partition("ending; Ctrl-C again ends at once\n")[2]
+    assert [line for line in last.splitlines() if " info " not in line or "leaked" in line] == []  # vLLM about its end
+    assert not any(folder.parent.exists() for folder in folders)
     assert re.search(r" error +encode-1\[\d+\] vllm: ERROR 11-29 a line of vLLM", one.log)
     assert [pid for note in one.notes for pid in (note["pid"], note["engine"]) if alive(pid)] == []
 
@@ -225,11 +232,28 @@ def test_nothing_is_left_of_an_instance_whose_own_process_was_killed(
         os.kill(one.pid(name), signal.SIGKILL)
     if moment == "ready":  # they are started again
         one.wait(lambda: len(one.notes) == 4)
+        assert all(len(list(Path(note["folder"]).iterdir())) == 1 for note in one.notes)
     else:
         assert one.process.wait(DEADLINE) == 1
+        assert not any(Path(note["folder"]).parent.exists() for note in left)
         assert "ended with signal SIGKILL before it answered" in one.log.splitlines()[-1]
     assert [pid for note in left for pid in pids(note) if alive(pid)] == []
     assert [note["shared"] for note in left if Path("/dev/shm", note["shared"]).exists()] == []
+
+
+def test_an_answer_under_way_is_finished_before_the_instances_end(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    one = start(*SERVE, FAKE_VLLM_HOLD=str(tmp_path))
+    one.wait(lambda: "ready:" in one.log)
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(ask, one.url, text())
+        one.wait((tmp_path / "asked").exists)
+        one.process.send_signal(signal.SIGINT)
+        one.wait(lambda: "ending" in one.log)
+        (tmp_path / "answer").touch()
+        assert answer.result().json()["choices"][0]["finish_reason"] == "stop"
+    assert one.process.wait(DEADLINE) == 0
 
 
 def test_without_a_model_the_packaged_one_is_served(start: Callable[..., Running]) -> None:
@@ -277,6 +301,9 @@ def test_no_process_outlives_a_killed_supervisor(start: Callable[..., Running]) 
     one.process.wait()
     deadline = time.monotonic() + DEADLINE
     while any(alive(note[which]) for note in one.notes for which in ("pid", "engine")):
+        assert time.monotonic() < deadline, one.log
+        time.sleep(0.05)
+    while any(Path(note["folder"]).parent.exists() for note in one.notes):
         assert time.monotonic() < deadline, one.log
         time.sleep(0.05)
 

@@ -163,10 +163,10 @@ class Cluster(ABC):
             self._stopping = True  # no process is added from now on
         seconds = self.settings.serve.stop_timeout
         deadline = time.monotonic() + seconds
-        share = LAST_SHARE if self._first else 0
+        sooner, later, share = self.ends()
         try:
-            self._end(self._others or [], deadline - share * seconds)
-            self._end(self._first, deadline)
+            self._end(sooner, deadline - share * seconds)
+            self._end(later, deadline)
         except BaseException:
             for process in self.supervised:
                 process.stop()
@@ -187,9 +187,13 @@ class Cluster(ABC):
         for process in self.supervised:
             process.kill()
 
+    def ends(self) -> tuple[list[SupervisedProcess], list[SupervisedProcess], float]:
+        """Returns the processes that end first, those that end after them, and the part of the time for the latter."""
+        return self._others or [], self._first, LAST_SHARE if self._first else 0
+
     def _end(self, processes: list[SupervisedProcess], deadline: float) -> None:
         for process in processes:
-            process.stop()
+            process.stop(deadline - time.monotonic())
         for process in processes:
             process.join(deadline)
 

@@ -1,13 +1,15 @@
 """The pipes between a supervisor and its child.
 
 The child's standard input brings one line, such as its settings, where no ``ps`` shows them. It then stays open until
-the supervisor ends: the kernel closes it even when the supervisor is killed. (``PR_SET_PDEATHSIG`` does not do that: it
-goes by the thread that started the child, not by the process.) The child's standard output carries one line: its
-URL as soon as it accepts requests, or the reason why it cannot start.
+the supervisor ends, and brings the seconds that the child has to end, just before the signal. The kernel closes it even
+when the supervisor is killed. (``PR_SET_PDEATHSIG`` does not do that: it goes by the thread that started the child, not
+by the process.) The child's standard output carries one line: its URL as soon as it accepts requests, or the reason why
+it cannot start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -55,11 +57,13 @@ class SupervisorPipes:
 
     Attributes:
         reported: the child has told that it accepts requests.
+        seconds: the time that the supervisor gives this process to end, once it has told it.
     """
 
     def __init__(self) -> None:
         self._input, self._output = os.dup(0), os.dup(1)
         self.reported = False
+        self.seconds: float | None = None
         os.dup2(2, 1)
 
     def first_line(self) -> bytes:
@@ -82,11 +86,12 @@ class SupervisorPipes:
         os.write(self._output, json.dumps(line).encode() + b"\n")
 
     def on_supervisor_end(self, action: Callable[[], None]) -> None:
-        """Calls ``action`` in a thread of its own when the supervisor has ended."""
+        """Calls ``action`` in a thread of its own when the supervisor has ended. The thread also reads ``seconds``."""
 
         def wait() -> None:
-            while os.read(self._input, 1):
-                pass
+            with contextlib.suppress(EOFError):
+                while line := read_line(self._input):
+                    self.seconds = float(line)
             action()
 
         threading.Thread(target=wait, name="supervisor-end", daemon=True).start()

@@ -105,10 +105,17 @@ class SupervisedProcess:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Asks the process to end; :meth:`join` waits for that. Does nothing the second time."""
+    def stop(self, seconds: float | None = None) -> None:
+        """Asks the process to end; :meth:`join` waits for that. Does nothing the second time.
+
+        Args:
+            seconds: the time for that, which the process is told.
+        """
         with self._lock:
             if not self._stopping.is_set() and self._process is not None:
+                if seconds is not None and self._process.stdin is not None:
+                    with contextlib.suppress(OSError, ValueError):  # it has ended already
+                        self._process.stdin.write(f"{seconds:.3f}\n".encode())
                 self._process.terminate()
             self._stopping.set()
 

@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import SecretStr
 
 from embferry.models import model_path, packaged_models
 from embferry.serve.config import Settings
-from embferry.serve.config_load import UNREADABLE
 from embferry.serve.http.api_keys import new_key
+from embferry.serve.supervisor import temporary
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.descendants import adopt_orphans, descendants, end_descendants
 from embferry.serve.supervisor.handover import child_program
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, Program, SupervisedProcess
 from embferry.serve.supervisor.serve import run_cluster
+from embferry.serve.supervisor.vllm_arguments import told_in, values
+from embferry.serve.supervisor.vllm_child import CHILD_SHARE
 from embferry.trust.trust import Trust
 
 HOST = "127.0.0.1"
@@ -33,8 +34,8 @@ HOST = "127.0.0.1"
 CONNECTOR = {"ec_connector": "EmbferryConnector", "ec_connector_module_path": "embferry.connectors.vllm.connector"}
 MIDDLEWARE = "embferry.serve.vllm.instance_digests.InstanceDigests"
 """Checks what the router sends to an instance, by its import path."""
-CHILD_SHARE = 0.8
-"""The part of ``serve.stop_timeout`` in which an instance's own process ends it; after the rest, it is killed."""
+INSTANCES_SHARE = 0.5
+"""The part of ``serve.stop_timeout`` that is kept for the instances, however long the router's last answers take."""
 TRACKER_SECONDS = 5.0
 """Seconds for the resource trackers of an instance whose process was killed."""
 _KV: dict[ProcessRole, dict[str, Any]] = {
@@ -95,25 +96,12 @@ def _model(settings: Settings, extra: Sequence[str]) -> list[str]:
 
 
 def _given_names(extra: Sequence[str]) -> Iterator[str]:
-    """Yields the names in arguments for ``vllm serve``, of which the last option counts, then those in ``--config``.
-
-    vLLM reads underscores as hyphens in the names of options.
-    """
-    values: dict[str, list[str]] = {}
-    name = ""
-    for word in extra:
-        if word.startswith("--"):
-            option, given, value = word[2:].partition("=")
-            name = option.replace("_", "-")
-            values[name] = [value] if given else []
-        elif name:
-            values[name].append(word)
-    yield from values.get("served-model-name", ())
-    for file in values.get("config", ())[:1]:
-        with contextlib.suppress(OSError, *UNREADABLE):  # vLLM says what is wrong with it
-            told = {str(key).replace("_", "-"): value for key, value in yaml.safe_load(Path(file).read_text()).items()}
-            names = told.get("served-model-name") or ()
-            yield from map(str, names if isinstance(names, list) else [names])
+    """Yields the names in arguments for ``vllm serve``, then those in ``--config``."""
+    given = values(extra)
+    yield from given.get("served-model-name", ())
+    for file in given.get("config", ())[:1]:
+        names = told_in(file).get("served-model-name") or ()
+        yield from map(str, names if isinstance(names, list) else [names])
 
 
 class VllmCluster(Cluster):
@@ -137,6 +125,7 @@ class VllmCluster(Cluster):
         if router.api_keys_file is not None and router.api_key is None:
             router = router.model_copy(update={"api_key": SecretStr(new_key())})  # for the instances
         settings = settings.model_copy(update={"router": router})
+        self._folder, self._folder_lock = temporary.new_root(), -1
         self._programs: dict[str, tuple[ProcessRole, Program]] = {}
         urls: dict[ProcessRole, list[str]] = {role: [] for role in workers}
         for (role, name), port, metrics_port, kv_port in zip(names, ports[::3], ports[1::3], ports[2::3], strict=True):
@@ -145,6 +134,7 @@ class VllmCluster(Cluster):
             told: dict[str, Any] = {"command": command, "url": urls[role][-1], "environ": _environ(settings, kv_port)}
             told["seconds"] = CHILD_SHARE * settings.serve.stop_timeout
             told["log"] = [settings.log_level, settings.log_format, name]
+            told["folder"] = str(self._folder / name)
             program = Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")
             self._programs[name] = role, program
         known = vllm.model_copy(update={f"{role}_urls": tuple(found) for role, found in urls.items()})
@@ -160,7 +150,25 @@ class VllmCluster(Cluster):
 
     def start(self) -> None:
         adopt_orphans()
+        temporary.remove_abandoned(self._folder)
+        try:
+            self._folder_lock = temporary.hold(self._folder)
+        except OSError as error:
+            raise ClusterError(f"there is no place for temporary files: {self._folder}: {error.strerror}") from error
         super().start()
+
+    def stop(self) -> None:
+        try:
+            super().stop()
+        finally:
+            if self._folder_lock >= 0:
+                lock, self._folder_lock = self._folder_lock, -1
+                temporary.release(self._folder, lock)
+
+    def ends(self) -> tuple[list[SupervisedProcess], list[SupervisedProcess], float]:
+        """Returns the router, whose answers need the instances, and then these."""
+        routers = [process for process in self.supervised if process.view.role == "router"]
+        return routers, [process for process in self.supervised if process not in routers], INSTANCES_SHARE
 
     def first(self) -> list[SupervisedProcess]:
         return []
@@ -169,13 +177,14 @@ class VllmCluster(Cluster):
         return [self._process(name, role, program) for name, (role, program) in self._programs.items()]
 
     def _process(self, name: str, role: ProcessRole, program: Program) -> SupervisedProcess:
-        return self.process(name, role, lambda: program, self._end_orphans)
+        return self.process(name, role, lambda: program, lambda: self._clean_up(name))
 
-    def _end_orphans(self) -> None:
+    def _clean_up(self, name: str) -> None:
         """Ends what a process has left that was killed. Runs on its thread, before it is started again."""
         with self._ending_orphans:
             deadline = time.monotonic() + TRACKER_SECONDS
             end_descendants(0, deadline, lambda: {one.pid() for one in self.supervised} | self._strangers)
+        temporary.remove(self._folder / name)
 
 
 def _environ(settings: Settings, kv_port: int) -> dict[str, str]:

@@ -3,7 +3,8 @@
 vLLM does not end with its parent, so this process stands between the two: when its standard input ends, or at a signal,
 it ends everything that vLLM has started, which may have left its process group. When this process is killed, the
 supervisor does that. The supervisor's line is a JSON object with ``command``, ``environ``, ``url``, ``seconds`` for
-the end, and ``log``: level, style and the name of this process. What vLLM writes goes line by line into the log.
+the end, ``folder`` for temporary files, and ``log``: level, style and the name of this process. What vLLM writes goes
+line by line into the log.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from embferry.observe.foreign_lines import level_of, read_lines
 from embferry.observe.logs import configure, own_process
 from embferry.serve.http.address import get
+from embferry.serve.supervisor import temporary
 from embferry.serve.supervisor.descendants import adopt_orphans, end_descendants, reap_adopted
 from embferry.serve.supervisor.handover import SupervisorPipes
 
@@ -35,6 +38,8 @@ READ_SECONDS = 1.0
 """Seconds for the last lines of a vLLM that has ended."""
 _ERROR = re.compile(r"\b(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception): .+|\berror: .+")
 """The last line of a traceback, or that of a wrong argument."""
+CHILD_SHARE = 0.8
+"""The part of the time for the end of an instance in which this process ends it; after the rest, it is killed."""
 POLL_SECONDS = 0.25
 PROBE_SECONDS = 5.0
 SERVER_SHARE, STARTING_SHARE, ENGINES_SHARE = 0.6, 0.1, 0.2
@@ -55,14 +60,17 @@ def main() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    folder = Path(told["folder"])
+    lock = temporary.hold(folder.parent)
+    folder.mkdir(exist_ok=True)
     reader, writer = os.pipe()
-    output = VllmOutput()
+    output = VllmOutput(ending)
     process = subprocess.Popen(
         told["command"],
         stdin=subprocess.DEVNULL,
         stdout=writer,
         stderr=writer,
-        env=os.environ | told["environ"],
+        env=os.environ | temporary.environ(folder) | told["environ"],
         process_group=0,
         preexec_fn=_end_with_this_process,
     )
@@ -77,7 +85,10 @@ def main() -> None:
                 pipes.report(told["url"])
                 reported = True
     finally:
-        _end(process, told["seconds"], SERVER_SHARE if reported else STARTING_SHARE)
+        left = told["seconds"] if pipes.seconds is None else min(told["seconds"], CHILD_SHARE * pipes.seconds)
+        _end(process, max(0.0, left), SERVER_SHARE if reported else STARTING_SHARE)
+        temporary.remove(folder)
+        temporary.release(folder.parent, lock)
     reading.join(READ_SECONDS)
     if not (reported or ending.is_set()):
         pipes.fail(f"vllm serve ended with status {process.returncode}: {output.reason or 'its lines above say why'}")
@@ -87,18 +98,23 @@ def main() -> None:
 class VllmOutput:
     """Logs the lines that vLLM writes.
 
+    Args:
+        ending: set when vLLM is being ended. It then calls the end of its own parts errors; such lines have the level
+            debug.
+
     Attributes:
         reason: the last error that one of them names; empty if none does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ending: threading.Event) -> None:
+        self._ending = ending
         self.reason = ""
 
     def line(self, text: str) -> None:
         """Logs one line. Runs on the reading thread."""
         if found := _ERROR.search(text):
             self.reason = found[0]
-        vllm_log.log(level_of(text), "%s", text)
+        vllm_log.log(logging.DEBUG if self._ending.is_set() else level_of(text), "%s", text)
 
 
 def _end_with_this_process() -> None:
