@@ -16,6 +16,7 @@ class Router:
     Attributes:
         models: the names that it lists.
         answer: the status and the JSON with which it answers a question, or the texts of the chunks of an answer.
+        odd: a line that the answer begins with.
         finish: why the answer ends.
         usage: the tokens of the answer; None: they are not counted.
         key: the API key that it asks for; None: none.
@@ -26,6 +27,7 @@ class Router:
         self.url = url
         self.models: list[str] = ["m"]
         self.answer: tuple[int, Any] | list[str] = ["a red ", "circle"]
+        self.odd = ""
         self.finish: str | None = "stop"
         self.usage: int | None = None
         self.key: str | None = None
@@ -52,7 +54,9 @@ def router() -> Iterator[Router]:
             chunks.append({"choices": [{"delta": {}, "finish_reason": told.finish}]})
             if told.usage is not None:
                 chunks.append({"choices": [], "usage": {"completion_tokens": told.usage}})
-            self._send(200, "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n")
+            self._send(
+                200, told.odd + "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+            )
 
         def _send(self, status: int, text: str) -> None:
             self.send_response(status)

@@ -179,6 +179,16 @@ def test_an_answer_that_ends_for_another_reason_is_a_failure(finish: str | None,
     )
 
 
+@pytest.mark.parametrize(
+    "odd", ["{", "5", "[]", "null", "{}", '{"choices": 5}', '{"choices": [{}]}', '{"choices": ["x"]}']
+)
+def test_an_answer_in_another_form_is_told_in_one_line(odd: str, server: Router) -> None:
+    server.odd = f"data: {odd}\n\n"
+    status, _, err = called("ask", "what?", "--url", server.url)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"embferry: the server at {server.url} is no router: ")
+
+
 @pytest.mark.parametrize("key", ["secret-1\n", "\tsecret-1 \r\n", "secret-1"])
 def test_white_space_around_the_api_key_does_not_count(key: str, server: Router) -> None:
     server.key = "secret-1"

@@ -128,14 +128,20 @@ def _answer(client: httpx.Client, body: dict[str, Any], media: Sequence[str]) ->
         for line in response.iter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
-            chunk = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
+            try:
+                chunk = json.loads(line.removeprefix("data: "))
+                if "error" in chunk:
+                    text.end()
+                    fail(sentence(chunk["error"], media) or "the answer broke off", status=1)
+                for choice in chunk["choices"]:
+                    text.write(choice["delta"].get("content") or "")
+                    why_ended = choice.get("finish_reason") or why_ended
+                extension, usage = chunk.get("embferry", extension), chunk.get("usage") or usage
+            except (ValueError, LookupError, TypeError, AttributeError):
                 text.end()
-                fail(sentence(chunk["error"], media) or "the answer broke off", status=1)
-            for choice in chunk["choices"]:
-                text.write(choice["delta"].get("content") or "")
-                why_ended = choice.get("finish_reason") or why_ended
-            extension, usage = chunk.get("embferry", extension), chunk.get("usage") or usage
+                fail(
+                    f"the server at {client.base_url} is no router: its answer is not as OpenAI's API has it", status=1
+                )
     text.end()
     if why_ended == "length":
         tell(_cut_off(body.get("max_tokens"), usage.get("completion_tokens")))
