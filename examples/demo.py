@@ -18,6 +18,8 @@ import base64
 import contextlib
 import json
 import logging
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -160,10 +162,21 @@ def main() -> int:
     say("Every answer is true and has the same tokens as the undivided model's.")
     say(f"The longest embedding has {longest:,} tokens, {longest / POOL:.0f} times the receive pool.")
     say("All processes have ended.")
-    say("\nNow try it yourself:")
-    say("   .venv/bin/embferry serve")
-    say(f'   .venv/bin/embferry ask -v {asked[0].media[0].relative_to(Path.cwd())} "{asked[0].text}"')
+    serve, then_ask = commands(asked[0])
+    say(f"\nNow try it yourself:\n\n{serve}\n\nand in another terminal:\n\n{then_ask}")
     return 0
+
+
+def commands(question: Question) -> tuple[str, str]:
+    """Returns two lines to paste: one serves, the other asks."""
+    command = shown(Path(sys.executable).with_name("embferry"))
+    return f"{command} serve", f'{command} ask -v {shown(question.media[0])} "{question.text}"'
+
+
+def shown(path: Path) -> str:
+    """Returns a path as it can be typed here: relative if it lies in the working directory."""
+    path = Path(os.path.abspath(path))  # a link such as .venv/bin/python is not followed
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,10 @@ class Router:
     Attributes:
         models: the names that it lists.
         answer: the status and the JSON with which it answers a question, or the texts of the chunks of an answer.
+        odd: a line that the answer begins with.
         finish: why the answer ends.
+        usage: the tokens of the answer; None: they are not counted.
+        key: the API key that it asks for; None: none.
         asked: the bodies of the questions.
     """
 
@@ -24,7 +27,10 @@ class Router:
         self.url = url
         self.models: list[str] = ["m"]
         self.answer: tuple[int, Any] | list[str] = ["a red ", "circle"]
-        self.finish = "stop"
+        self.odd = ""
+        self.finish: str | None = "stop"
+        self.usage: int | None = None
+        self.key: str | None = None
         self.asked: list[dict[str, Any]] = []
 
 
@@ -34,6 +40,9 @@ def router() -> Iterator[Router]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if told.key is not None and self.headers["authorization"] != f"Bearer {told.key}":
+                self._send(401, json.dumps({"error": {"message": "the API key is missing or wrong", "type": "x"}}))
+                return
             self._send(200, json.dumps({"data": [{"id": name} for name in told.models]}))
 
         def do_POST(self) -> None:
@@ -43,7 +52,11 @@ def router() -> Iterator[Router]:
                 return
             chunks: list[Any] = [{"choices": [{"delta": {"content": text}}]} for text in told.answer]
             chunks.append({"choices": [{"delta": {}, "finish_reason": told.finish}]})
-            self._send(200, "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n")
+            if told.usage is not None:
+                chunks.append({"choices": [], "usage": {"completion_tokens": told.usage}})
+            self._send(
+                200, told.odd + "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+            )
 
         def _send(self, status: int, text: str) -> None:
             self.send_response(status)

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from embferry.cli import ask, ask_failures
 from embferry.cli.ask_failures import sentence
 from embferry.discovery.bootstrap_server import BootstrapServer
+from embferry.serve.errors import ServeError
+from embferry.serve.media.formats import READ, Kind, sniff
 from tests.cli.servers import Router, router
 from tests.serve import pictures
 from tests.serve.test_cli import called
@@ -140,12 +143,99 @@ def test_a_file_url_is_told_what_it_means(server: Router, tmp_path: Path) -> Non
     )
 
 
-def test_an_answer_that_is_cut_off_says_how_to_get_more(server: Router) -> None:
-    server.finish = "length"
-    assert called("ask", "what?", "--url", server.url) == (
-        0,
-        "a red circle\n",
-        "embferry: the answer has been cut off after 512 tokens; --max-tokens takes more\n",
+MORE, ALL = "--max-tokens takes more", "which is all that the router or the model allows"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "counted", "note"),
+    [
+        (None, None, f"cut off after 512 tokens; {MORE}"),
+        (None, 512, f"cut off after 512 tokens; {MORE}"),
+        (None, 100, f"cut off after 100 tokens, {ALL}"),
+        ("1", None, f"cut off after 1 token; {MORE}"),
+        ("2000", 2000, f"cut off after 2,000 tokens; {MORE}"),
+        ("0", 1024, f"cut off after 1,024 tokens, {ALL}"),
+        ("0", 1, f"cut off after 1 token, {ALL}"),
+        ("0", None, f"cut off, {ALL}"),
+    ],
+)
+def test_an_answer_that_is_cut_off_always_says_so(
+    wanted: str | None, counted: int | None, note: str, server: Router
+) -> None:
+    server.finish, server.usage = "length", counted
+    words = ("--max-tokens", wanted) if wanted else ()
+    status, out, err = called("ask", "what?", "--url", server.url, *words)
+    assert (status, out, err) == (0, "a red circle\n", f"embferry: the answer has been {note}\n")
+    assert server.asked[0].get("max_tokens") == (int(wanted or 512) or None)
+
+
+@pytest.mark.parametrize("finish", ["abort", "error", "content_filter", "tool_calls", "repetition", None])
+def test_an_answer_that_ends_for_another_reason_is_a_failure(finish: str | None, server: Router) -> None:
+    server.finish = finish
+    status, out, err = called("ask", "what?", "--url", server.url)
+    assert (status, out) == (1, "a red circle\n")
+    assert err == (
+        f"embferry: the answer is not complete: the server ended it early ({finish or 'without a reason'})\n"
     )
-    assert called("ask", "what?", "--url", server.url, "--max-tokens", "0")[2] == ""
-    assert [body.get("max_tokens") for body in server.asked] == [512, None]
+
+
+@pytest.mark.parametrize(
+    "odd", ["{", "5", "[]", "null", "{}", '{"choices": 5}', '{"choices": [{}]}', '{"choices": ["x"]}']
+)
+def test_an_answer_in_another_form_is_told_in_one_line(odd: str, server: Router) -> None:
+    server.odd = f"data: {odd}\n\n"
+    status, _, err = called("ask", "what?", "--url", server.url)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"embferry: the server at {server.url} is no router: ")
+
+
+@pytest.mark.parametrize("key", ["secret-1\n", "\tsecret-1 \r\n", "secret-1"])
+def test_white_space_around_the_api_key_does_not_count(key: str, server: Router) -> None:
+    server.key = "secret-1"
+    assert called("ask", "what?", "--url", server.url, EMBFERRY_ROUTER_API_KEY=key)[:2] == (0, "a red circle\n")
+
+
+@pytest.mark.parametrize("key", ["secret-\u00fc", "secret-\u2026", "secret\n-1", "secret\x7f", " \n", "\udcff"])
+def test_an_api_key_that_cannot_be_sent_is_never_shown(key: str, server: Router) -> None:
+    status, out, err = called("ask", "what?", "--url", server.url, EMBFERRY_ROUTER_API_KEY=key)
+    assert (status, out, err.count("\n"), server.asked) == (2, "", 1, [])
+    assert err.startswith("embferry: EMBFERRY_ROUTER_API_KEY: an API key ")
+    assert "sec" not in err
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("", "the router asks for an API key; set EMBFERRY_ROUTER_API_KEY to it"),
+        ("secret-2", "the router does not know the API key in EMBFERRY_ROUTER_API_KEY; set it to another one"),
+    ],
+)
+def test_a_missing_or_wrong_api_key_is_told_the_variable(given: str, why: str, server: Router) -> None:
+    server.key = "secret-1"
+    status, out, err = called("ask", "what?", "--url", server.url, EMBFERRY_ROUTER_API_KEY=given)
+    assert (status, out, err) == (1, "", f"embferry: {why}\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "full"),
+    [
+        ("http://localhost", "80, and a router's is 8000: http://localhost:8000"),
+        ("https://h/proxy", "443, and a router's is 8000: https://h:8000/proxy"),
+        ("http://[::1]", "80, and a router's is 8000: http://[::1]:8000"),
+    ],
+)
+def test_a_url_without_a_port_is_told_which_one_it_has(url: str, full: str) -> None:
+    refused = httpx.ConnectError("[Errno 111] Connection refused")
+    assert f"without a port this is {full}. Start" in ask_failures.reason(url, refused, "")
+    assert "without a port" not in ask_failures.reason(f"{url.partition('/proxy')[0]}:1", refused, "")
+    unknown = httpx.ConnectError("no such name")
+    unknown.__cause__ = socket.gaierror(-2, "Name or service not known")
+    assert "without a port" not in ask_failures.reason(url, unknown, "")
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_a_file_of_no_known_format_is_told_the_pictures_and_the_videos(kind: Kind, tmp_path: Path) -> None:
+    with pytest.raises(ServeError) as refusal:
+        sniff(b"some text", kind)
+    said = sentence(error(refusal.value.detail), ["text.txt"])
+    assert all(formats in said for formats in READ.values())

@@ -89,6 +89,13 @@ def test_the_question_may_come_from_standard_input(monkeypatch: pytest.MonkeyPat
         (("-", "what?"), b"", True, "which is a terminal; pipe it in"),
         (("a.png",), b"", False, "no question: add one after a.png"),
         (("a.png", "https://h/b.mp4"), b"", False, "no question: add one after https://h/b.mp4"),
+        (("what is there?", "a.png"), b"", False, "question comes last: embferry ask a.png 'what is there?'"),
+        (("b.png", "why?", "a.png"), b"", False, "question comes last: embferry ask b.png a.png 'why?'"),
+        (("-", "why?", "a.png"), PNG, False, "question comes last: embferry ask - a.png 'why?'"),
+        (("a.png", ""), b"", False, "the question is empty; write one, in quotes"),
+        (("",), b"", False, "the question is empty; write one, in quotes"),
+        (("a.png", " \n\t"), b"", False, "the question is empty; write one, in quotes"),
+        (("", "what?"), b"", False, "an empty word is no file"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

@@ -80,6 +80,13 @@ def test_arguments_and_values_are_shown_as_they_are_typed() -> None:
         assert (path, odd) == (path, [])
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "110"])
+def test_no_option_is_broken(columns: str) -> None:
+    for path, _ in commands():
+        broken = re.findall(r"\S*\w-$", called(*path, "--help", COLUMNS=columns)[1], re.MULTILINE)
+        assert (path, broken) == (path, [])
+
+
 def test_no_description_in_a_list_of_commands_is_cut_off() -> None:
     groups = [path for path, command in commands() if hasattr(command, "commands")]
     assert len(groups) == 5

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from embferry.cli.wrapping import Wrapped, columns
+from embferry.cli.wrapping import Wrapped, columns, folded
 from tests.cli.servers import router
 
 TEXT = "There is a red circle to the left of a blue square, and under both of them a green triangle.\n\nNo more."
@@ -54,6 +54,63 @@ def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixt
 
 def test_elsewhere_nothing_is_changed(capsys: pytest.CaptureFixture[str]) -> None:
     assert wrapped("x \x1b " * 100, 0, 7, capsys) == "x \x1b " * 100
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_a_sentence_is_broken_at_spaces_alone(width: int) -> None:
+    text = "no server responds at http://127.0.0.1:8000-and-more/at-all; start one with: embferry serve \u7ea2\u8272"
+    lines = folded(text, width).split("\n")
+    assert " ".join(lines) == text
+    assert [line for line in lines if columns(line) > width and " " in line] == []
+    assert folded(text, 0) == text
+
+
+TOLD = """
+import sys
+import typer
+from embferry.cli.options import fail, tell
+tell("note: " + "some words " * 20)
+try:
+    fail("wrong " * 30)
+except typer.Exit:
+    sys.exit(0)
+"""
+
+
+def test_what_goes_wrong_is_broken_on_a_terminal_alone() -> None:
+    environ = {**os.environ, "COLUMNS": "50"}
+    command = [sys.executable, "-c", TOLD]
+    plain = subprocess.run(command, capture_output=True, text=True, env=environ, check=True).stderr
+    assert plain.count("\n") == 2
+    reader, writer = pty.openpty()
+    try:
+        subprocess.run(command, stderr=writer, env=environ, check=True)
+        shown = os.read(reader, 1 << 16).decode().replace("\r\n", "\n")
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert max(map(len, shown.splitlines())) <= 50
+    assert shown.split() == plain.split()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
+@pytest.mark.parametrize("words", [("version",), ("--help",), ("keys", "new")])
+def test_a_full_disk_is_told_in_one_line(words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", "from embferry.cli.main import run; run()", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    said = "embferry: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.integration
+def test_an_answer_onto_a_full_disk_is_told_in_one_line() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("Linux has a disk that is always full")
+    with router() as server, open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "embferry", "ask", "what?", "--url", server.url]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
 @pytest.mark.integration

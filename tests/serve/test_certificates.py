@@ -43,6 +43,8 @@ def test_a_part_of_the_files_is_not_enough(environ: dict[str, str]) -> None:
         with pytest.raises(LocalProtocolError, match=f"{name} is not set"):
             Trust.of_environment(environ | {name: ""})
     assert Trust.of_environment({}).tls is None
+    with pytest.raises(LocalProtocolError, match=f"{TLS_ENV[0]} and {TLS_ENV[2]} are not set"):
+        Trust.of_environment(environ | {TLS_ENV[0]: "", TLS_ENV[2]: ""})
 
 
 def test_nothing_is_overwritten(environ: dict[str, str], tmp_path: Path) -> None:

@@ -117,6 +117,15 @@ def test_unknown_flags_and_verbs_end_with_status_2() -> None:
     assert called("rooter")[0] == 2
 
 
+@pytest.mark.parametrize("given", ["tls-ca", "tls-cert", "tls-key"])
+def test_a_part_of_the_tls_files_is_told_the_options_that_are_missing(given: str) -> None:
+    missing = [name for name in ("tls-ca", "tls-cert", "tls-key") if name != given]
+    for verb in ("bootstrap", "router", "encode", "serve"):
+        status, _, err = called(verb, f"--{given}", "file.pem")
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith(f"embferry: --{given}: TLS needs all three files; give --{missing[0]} and --{missing[1]}")
+
+
 @pytest.mark.parametrize("verb", ["encode", "language", "serve"])
 def test_a_missing_model_is_reported_before_anything_starts(verb: str) -> None:
     status, _, err = called(verb, "--model", "/nowhere")
@@ -240,6 +249,9 @@ def test_ask_describes_the_transfer() -> None:
     assert "no transfer" in transfers({"transfer": None})
     assert "do not report" in transfers({})
     assert "room 5" in transfers({"room": 5, "transfer": TRANSFER})
+    one = {"total_tokens": 1, "bytes": 1, "initial": 1, "resumed": 1, "transport": "tcp"}
+    told = transfers({"room": 5, "transfer": one})
+    assert told == "1 token (1 byte) in 1 initial and 1 resumed transfer over tcp, room 5"
 
 
 @pytest.mark.integration

@@ -88,6 +88,29 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
         ApiKeys(path)
 
 
+@pytest.mark.parametrize("verb", ["serve", "router"])
+@pytest.mark.parametrize("option", ["--api-keys-file", "--router-api-keys-file"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("none", "there is no such file; make one with: embferry keys api new NAME --file"),
+        (".", "Is a directory"),
+        ("latin", "it is no text in UTF-8"),
+        ("odd", "line 1: a line is a name"),
+    ],
+)
+def test_a_file_of_keys_that_cannot_be_used_is_told_before_anything_starts(
+    verb: str, option: str, name: str, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "latin").write_bytes(b"\xe9")
+    (tmp_path / "odd").write_text("one")
+    status, out, err = called(verb, option, str(tmp_path / name))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"embferry: {option}: ")
+    assert why in err
+    assert "Errno" not in err
+
+
 def test_keys_are_read_again_when_the_file_changes_and_the_last_good_ones_stay(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

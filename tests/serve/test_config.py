@@ -117,8 +117,21 @@ def test_a_bad_variable_is_reported_with_name_value_and_reason(name: str, value:
         ("transfer: 5\n", ":1", "section transfer must hold"),
         ("- a\n", ":1", "the file must hold"),
         ("threads: 1\nthreads: 2\n", ":2: threads", "twice"),
-        ("threads: [\n", "", "not valid YAML"),
-        ("model: !!python/object:os.system x\n", "", "not valid YAML"),
+        ("threads: [\n", ":2", "not valid YAML: while parsing a flow node, expected the node content"),
+        ("model: x\n- y\n", ":2", "not valid YAML: while parsing a block mapping, expected <block end>"),
+        ("model: x\nthreads: 1: 2\n", ":2", "not valid YAML: mapping values are not allowed here"),
+        ("model: x\nhost: a\0b\n", ":2", "not valid YAML: the character #x0000 is not allowed"),
+        ("model: x\nhost: 2001-99-99\n", ":2", "not valid YAML: month must be in 1..12"),
+        ("model: !!python/object:os.system x\n", ":1", "not valid YAML: could not determine a constructor"),
+        (
+            "threads: 1\ntransfer.num_blocks: 3\n",
+            ":2: transfer.num_blocks",
+            "write num_blocks: below transfer:, indented",
+        ),
+        ("router.prot: 3\n", ":1: router.prot", "did you mean port?"),
+        ("router:\n  router.port: 3\n", ":2: router.router.port", "here it is port"),
+        ("transfer:\n  transports: 5\n", ":2: transfer.transports", "Input should be a list"),
+        ("transfer:\n  transports: []\n", ":2: transfer.transports", "should have at least 1 item"),
     ],
 )
 def test_a_bad_file_is_reported_with_place_and_reason(tmp_path: Path, text: str, place: str, reason: str) -> None:
@@ -126,6 +139,7 @@ def test_a_bad_file_is_reported_with_place_and_reason(tmp_path: Path, text: str,
     (problem,) = problems({}, {}, file)
     assert problem.startswith(f"{file}{place}: ")
     assert reason in problem
+    assert [odd for odd in ("<unicode string>", "^", "uple", "ictionary") if odd in problem] == []
 
 
 def test_an_unreadable_file_is_reported_in_one_plain_sentence(tmp_path: Path) -> None:
@@ -150,6 +164,22 @@ def test_the_api_key_is_not_printed() -> None:
     assert "'x'" in problem
     secret = load({("router", "api_key"): "very secret"}, {}).settings
     assert "very secret" not in repr(secret)
+
+
+@pytest.mark.parametrize("key", ["s3cret-\u00fc", "s3c\nret", " ", "\n"])
+def test_an_api_key_that_no_client_can_send_is_refused_and_not_shown(key: str) -> None:
+    (problem,) = problems({}, {"EMBFERRY_ROUTER_API_KEY": key})
+    assert problem.startswith("EMBFERRY_ROUTER_API_KEY: an API key ")
+    assert "s3c" not in problem
+
+
+def test_the_api_key_goes_without_the_line_break_of_its_file(tmp_path: Path) -> None:
+    for settings in (
+        load({}, {"EMBFERRY_ROUTER_API_KEY": " k 1\r\n"}).settings,
+        load({}, {}, written(tmp_path, "router:\n  api_key: |\n    k 1\n")).settings,
+    ):
+        assert settings.router.api_key is not None
+        assert settings.router.api_key.get_secret_value() == "k 1"
 
 
 def test_a_variable_of_sglang_is_read_with_a_notice() -> None:

@@ -125,6 +125,20 @@ from embferry.observe.logs import configure
 configure("info", "plain", "router")
 logging.getLogger("embferry.x").warning("look")
 """
+REQUEST = """
+import asyncio
+from prometheus_client import Counter
+from embferry.observe.logs import configure
+from embferry.serve.http.edge import Edge
+configure("info", {style!r}, "router")
+async def app(scope, receive, send):
+    scope["state"]["client"] = "address 127.0.0.1"
+    scope["state"]["facts"] = {facts!r}
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+scope = {{"type": "http", "method": "POST", "path": "/healthz", "headers": [(b"host", b"h")]}}
+async def send(message): pass
+asyncio.run(Edge(app, Counter("n", "n", ["path", "status"]), frozenset(), None, app)(scope, None, send))
+"""
 
 
 @pytest.mark.parametrize(
@@ -151,6 +165,34 @@ def test_short_lines_and_colours_are_for_terminals_alone(
     line = re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip()
     short, whole = r"\d\d:\d\d:\d\d warning router: look", r"[\d:]{8}\.\d{3} warning router\[\d+\] embferry\.x: look"
     assert re.fullmatch(short if terminal else whole, line), line
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"room": 5, "outcome": "answered", "tokens": 9, "transfer_transport": "shm"}, ""),
+        ({"outcome": "no_worker", "error": "no worker is there"}, "; no worker is there"),
+        ({"outcome": "client left"}, "; client left"),
+        ({"ignored": "temprature"}, "; ignored: temprature"),
+    ],
+)
+def test_the_line_of_a_request_is_short_on_a_terminal_alone(facts: dict[str, object], told: str) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "TERM"}
+    plain, whole = ([sys.executable, "-c", REQUEST.format(style=style, facts=facts)] for style in ("plain", "json"))
+    reader, writer = pty.openpty()
+    try:
+        subprocess.run(plain, stderr=writer, env=environ, check=True)
+        line = os.read(reader, 4096).decode().rstrip()
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert re.fullmatch(rf"\S{{8}} info    router: POST /healthz: 200 in [\d.]+ s{re.escape(told)}", line), line
+    (as_json,) = subprocess.run(whole, capture_output=True, text=True, env=environ, check=True).stderr.splitlines()
+    assert facts.items() <= json.loads(as_json).items()
+    assert "short" not in json.loads(as_json)
+    in_file = subprocess.run(plain, capture_output=True, text=True, env=environ, check=True).stderr
+    assert all(f" {name}=" in in_file for name in (*facts, "request", "method", "client"))
+    assert "short" not in in_file
 
 
 def test_lines_of_other_programs_are_cut_and_have_a_level() -> None:

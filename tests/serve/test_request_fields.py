@@ -117,6 +117,21 @@ def test_a_value_that_asks_for_nothing_is_taken(fields: dict[str, Any]) -> None:
     assert ignored(**fields) == ""
 
 
+@pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params", "prompt_embeds"])
+@pytest.mark.parametrize("value", [{}, [], "", False, 0])
+def test_a_field_that_only_routers_may_set_is_refused_also_when_it_is_empty(name: str, value: Any) -> None:
+    assert refusal(**{name: value}) == ("unsupported_value", name)
+    assert ignored(**{name: None}) == ""
+
+
+@pytest.mark.parametrize("name", ["stop", "stop_token_ids", "allowed_token_ids", "messages"])
+def test_the_words_of_an_error_are_not_those_of_python(name: str) -> None:
+    with pytest.raises(ServeError) as caught:
+        parse({"messages": MESSAGES, name: 5})
+    assert "Input should be a list" in caught.value.detail
+    assert "tuple" not in caught.value.detail
+
+
 def test_unknown_fields_are_named() -> None:
     assert ignored(temprature=0.5, stream_option={}, x=None) == "temprature, stream_option"
     assert ignored(stream=True, stream_options={"include_usages": True}) == "stream_options.include_usages"

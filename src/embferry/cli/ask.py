@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embferry.cli.ask_failures import no_router, reason, sentence
+from embferry.cli.ask_failures import about_key, no_router, reason, sentence
 from embferry.cli.ask_files import MAX_BYTES, MAX_BYTES_ENV, Files
 from embferry.cli.ask_words import base_url, content
-from embferry.cli.options import fail, not_on_command_line
-from embferry.cli.wrapping import Wrapped
+from embferry.cli.options import fail, not_on_command_line, tell
+from embferry.cli.wrapping import Wrapped, folded, width_of
 from embferry.protocol.errors import TlsFailed
 from embferry.serve.config import RouterSettings
 from embferry.serve.config_load import env_name
@@ -84,7 +85,7 @@ def command(
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         fail(reason(url, error, ca), status=1)
     if verbose:
-        typer.echo(transfers(extension), err=True)
+        typer.echo(folded(transfers(extension), width_of(sys.stderr)), err=True)
 
 
 def transfers(extension: dict[str, Any]) -> str:
@@ -95,9 +96,16 @@ def transfers(extension: dict[str, Any]) -> str:
     if not transfer:
         return "no transfer: the question was text only"
     tokens, size = transfer.get("total_tokens", 0), transfer.get("bytes", 0)
-    counts = f"{transfer.get('initial', 0)} initial and {transfer.get('resumed', 0)} resumed"
+    initial, resumed = transfer.get("initial", 0), transfer.get("resumed", 0)
+    counts = f"{initial} initial and {counted(resumed, 'resumed transfer')}"
     transport = transfer.get("transport", "an unknown transport")
-    return f"{tokens:,} tokens ({size:,} bytes) in {counts} transfers over {transport}, room {extension.get('room')}"
+    sizes = f"{counted(tokens, 'token')} ({counted(size, 'byte')})"
+    return f"{sizes} in {counts} over {transport}, room {extension.get('room')}"
+
+
+def counted(number: int, thing: str) -> str:
+    """Returns a number with its thing: "1 token", "2,048 tokens"."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def _served(client: httpx.Client) -> str:
@@ -113,25 +121,46 @@ def _served(client: httpx.Client) -> str:
 def _answer(client: httpx.Client, body: dict[str, Any], media: Sequence[str]) -> dict[str, Any]:
     """Prints the answer as it arrives. Returns the field ``embferry`` of its last chunk."""
     extension: dict[str, Any] = {}
-    text, is_cut_off = Wrapped(), False
+    usage: dict[str, Any] = {}
+    text, why_ended = Wrapped(), ""
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         _check(response, media)
         for line in response.iter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
-            chunk = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
+            try:
+                chunk = json.loads(line.removeprefix("data: "))
+                if "error" in chunk:
+                    text.end()
+                    fail(sentence(chunk["error"], media) or "the answer broke off", status=1)
+                for choice in chunk["choices"]:
+                    text.write(choice["delta"].get("content") or "")
+                    why_ended = choice.get("finish_reason") or why_ended
+                extension, usage = chunk.get("embferry", extension), chunk.get("usage") or usage
+            except (ValueError, LookupError, TypeError, AttributeError):
                 text.end()
-                fail(sentence(chunk["error"], media) or "the answer broke off", status=1)
-            for choice in chunk["choices"]:
-                text.write(choice["delta"].get("content") or "")
-                is_cut_off |= choice.get("finish_reason") == "length"
-            extension = chunk.get("embferry", extension)
+                fail(
+                    f"the server at {client.base_url} is no router: its answer is not as OpenAI's API has it", status=1
+                )
     text.end()
-    if is_cut_off and "max_tokens" in body:
-        note = f"the answer has been cut off after {body['max_tokens']:,} tokens; --max-tokens takes more"
-        typer.echo(f"embferry: {note}", err=True)
+    if why_ended == "length":
+        tell(_cut_off(body.get("max_tokens"), usage.get("completion_tokens")))
+    elif why_ended != "stop":
+        fail(f"the answer is not complete: the server ended it early ({why_ended or 'without a reason'})", status=1)
     return extension
+
+
+def _cut_off(wanted: int | None, got: int | None) -> str:
+    """Returns the note on an answer that was longer than its limit.
+
+    Args:
+        wanted: the limit in the request, if it had one.
+        got: the tokens of the answer, if the server has counted them.
+    """
+    after = "" if got is None and wanted is None else f" after {counted(got or wanted or 0, 'token')}"
+    if wanted is not None and (got is None or got >= wanted):
+        return f"the answer has been cut off{after}; --max-tokens takes more"
+    return f"the answer has been cut off{after}, which is all that the router or the model allows"
 
 
 def _check(response: httpx.Response, media: Sequence[str]) -> None:
@@ -142,4 +171,6 @@ def _check(response: httpx.Response, media: Sequence[str]) -> None:
             told = response.json()
         except ValueError:
             told = None
+        if response.status_code == 401:
+            fail(about_key(is_given="authorization" in response.request.headers), status=1)
         fail(sentence(told, media) or no_router(response), status=1)

@@ -7,20 +7,26 @@ import re
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from embferry.protocol.text import printable
+from embferry.serve.config import RouterSettings
+from embferry.serve.config_load import env_name
+from embferry.serve.media.formats import READ
 from embferry.trust.tls import is_plain_text, reason_of
 from embferry.trust.trust import TLS_ENV
 
 if TYPE_CHECKING:
     import httpx
 
+E = TypeVar("E", bound=BaseException)
+
 PROBE_SECONDS = 5.0
 """Seconds that a server has to show that it speaks TLS."""
 
 
+API_KEY_ENV = env_name(("router", "api_key"))
 MAX_NAME = 200
 """Characters of a file's name or a URL in a sentence."""
 _PART = re.compile(r"messages\[0\]\.content\[(\d+)\]")
@@ -39,9 +45,22 @@ def sentence(told: Any, media: Sequence[str]) -> str:
         return ""
     place = _PART.match(str(error.get("param")))
     number = int(place[1]) if place else len(media)
-    text = str(error["message"])
+    text = _with_all_formats(str(error["message"]))
     about = f"{printable(media[number], MAX_NAME)}: " if number < len(media) else ""
     return f"{about}{text}{_about_file_urls(media)}"
+
+
+def _with_all_formats(text: str) -> str:
+    """Returns the error about a format with the other list too: a file of no known format is sent as one of both."""
+    other = next((READ[kind] for kind in READ if not text.endswith(READ[kind])), "")
+    return f"{text}; {other}" if text.endswith(tuple(READ.values())) else text
+
+
+def about_key(*, is_given: bool) -> str:
+    """Returns the sentence about a router that refuses the API key, or asks for one."""
+    if is_given:
+        return f"the router does not know the API key in {API_KEY_ENV}; set it to another one"
+    return f"the router asks for an API key; set {API_KEY_ENV} to it"
 
 
 def _about_file_urls(media: Sequence[str]) -> str:
@@ -53,7 +72,8 @@ def no_router(response: httpx.Response) -> str:
     """Returns the sentence about a server that answers HTTP, but not as OpenAI's API does."""
     url = response.url
     base = f"{url.scheme}://{url.netloc.decode()}"
-    return f"the server at {base} is no router: it has status {response.status_code} for {url.path}"
+    why = f"it has status {response.status_code} for {url.path}"
+    return f"the server at {base} is no router: {why}{_about_port(base)}"
 
 
 def reason(url: str, error: httpx.HTTPError | httpx.InvalidURL, ca: str) -> str:
@@ -66,7 +86,7 @@ def reason(url: str, error: httpx.HTTPError | httpx.InvalidURL, ca: str) -> str:
     """
     import httpx
 
-    failed = _tls_error(error)
+    failed = _caused_by(error, ssl.SSLError)
     if isinstance(failed, ssl.SSLCertVerificationError):
         return f"{url}: {reason_of(failed)}. {_about_ca(ca)}"
     if failed is not None:
@@ -75,14 +95,15 @@ def reason(url: str, error: httpx.HTTPError | httpx.InvalidURL, ca: str) -> str:
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
         return f"--url {url} is wrong: {error}"
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return f"no server responds at {url} ({error}). Start a router with: embferry serve"
+        hint = "" if _caused_by(error, socket.gaierror) else _about_port(url)
+        return f"no server responds at {url} ({error}){hint}. Start a router with: embferry serve"
     if url.lower().startswith("http:") and _speaks_tls(url):
         advice = "" if ca else f"; its CA goes with --ca FILE or {TLS_ENV[0]}"
         return f"the server at {url} speaks TLS. Write https:// instead: {_with_scheme(url, 'https')}{advice}"
     if isinstance(error, httpx.RemoteProtocolError) and not any(
         word in str(error) for word in ("disconnect", "closed")
     ):
-        return f"the server at {url} is no router: it speaks no HTTP ({error})"
+        return f"the server at {url} is no router: it speaks no HTTP ({error}){_about_port(url)}"
     if isinstance(error, httpx.RemoteProtocolError) and "without sending a response" in str(error):
         return f"the server at {url} closed the connection without an answer; is it a router?"
     if isinstance(error, httpx.ReadTimeout):
@@ -100,9 +121,21 @@ def _with_scheme(url: str, scheme: str) -> str:
     return f"{scheme}:{url.partition(':')[2]}"
 
 
-def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
-    """Returns the error of TLS that has caused another one, or None."""
-    while error is not None and not isinstance(error, ssl.SSLError):
+def _about_port(url: str) -> str:
+    """Returns the hint for a URL without a port, which is that of web pages then; "" for one with a port."""
+    parts = urlsplit(url)
+    if parts.port is not None:
+        return ""
+    usual = RouterSettings().port
+    full = parts._replace(netloc=f"{parts.netloc}:{usual}").geturl()
+    return (
+        f"; without a port this is {443 if parts.scheme.lower() == 'https' else 80}, and a router's is {usual}: {full}"
+    )
+
+
+def _caused_by(error: BaseException | None, kind: type[E]) -> E | None:
+    """Returns the error of this kind that has caused another one, or is it; None if there is none."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
 

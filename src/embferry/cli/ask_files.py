@@ -46,6 +46,8 @@ class Files:
         return data
 
     def _file(self, word: str) -> bytes:
+        if not word:
+            fail("an empty word is no file; write files and URLs first, and the question last, in quotes")
         path = Path(word).expanduser()
         try:
             mode = path.stat().st_mode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 import os
+import shlex
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from embferry.serve.media.formats import Kind
 _URLS = ("http://", "https://", "data:", "file:")
 _ENDPOINTS = ("/v1/chat/completions", "/v1")
 _SCHEMES = ("http", "https")
+_EXAMPLE_QUESTION = 'such as "what is there?"'
 _EXAMPLE = "such as --url http://127.0.0.1:8000"
 _MAX_QUESTION_BYTES = 4 * LanguageSettings().prompt_characters
 """UTF-8 has at most 4 bytes a character."""
@@ -66,9 +68,19 @@ def content(words: list[str], files: Files | None = None) -> list[dict[str, Any]
         fail(f"{STDIN} stands for standard input, which can be read once")
     if question == STDIN:
         question = text_from_stdin(_MAX_QUESTION_BYTES)
+    elif not question.strip():
+        fail(f"the question is empty; write one, in quotes, {_EXAMPLE_QUESTION}")
     elif is_media(question):
-        fail(f'no question: add one after {question}, in quotes, such as "what is there?"')
+        if len(asked := [word for word in media if _is_question(word)]) == 1:
+            files_first = shlex.join([*(word for word in words if word != asked[0]), asked[0]])
+            fail(f"the question comes last: embferry ask {files_first}")
+        fail(f"no question: add one after {question}, in quotes, {_EXAMPLE_QUESTION}")
     return [*(part(word, files) for word in media), {"type": "text", "text": question}]
+
+
+def _is_question(word: str) -> bool:
+    """Returns whether a word can only be a question: no file has this name, and it does not look like one or a URL."""
+    return word != STDIN and not is_media(word) and not os.path.exists(word)
 
 
 def is_media(word: str) -> bool:

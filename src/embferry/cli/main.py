@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import platform
 import signal
@@ -24,6 +26,8 @@ app = typer.Typer(
 )
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a file or device that takes no more."""
 WIDE = {"max_content_width": 110}
 """The help of the commands with many options is as wide as the terminal, up to here."""
 
@@ -63,7 +67,10 @@ def version() -> None:
 
 
 def run() -> None:
-    """Runs the command line. Ctrl-C ends with status 130, a closed pipe (``embferry ask … | head``) with 141."""
+    """Runs the command line.
+
+    Ctrl-C ends with status 130, a closed pipe (``embferry ask … | head``) with 141, a full disk behind ``>`` with 1.
+    """
     own_process()
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as entry.py has left it
@@ -72,6 +79,17 @@ def run() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The interpreter flushes stdout again at exit, which must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        _drop_output()
+        with contextlib.suppress(OSError):
+            print(f"embferry: the output cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Has nothing more written to standard output: the interpreter flushes it again at exit, which must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

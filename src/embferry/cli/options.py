@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NoReturn
 
@@ -17,12 +18,14 @@ import typer
 from typer.core import TyperOption
 
 from embferry.cli.metavars import metavar, with_unit
-from embferry.cli.plain import PlainCommand
+from embferry.cli.plain import PlainCommand, unbroken
+from embferry.cli.wrapping import folded, width_of
 from embferry.observe.logs import configure, is_json
 from embferry.protocol.errors import EmbferryError
 from embferry.serve import security
 from embferry.serve.config import SECTIONS, Settings
 from embferry.serve.config_load import FIELDS, ConfigError, Key, dotted, env_name, flag_name, is_secret, load
+from embferry.serve.config_values import api_key
 
 BAD_USAGE = 2
 """Exit status of a command with wrong arguments or settings."""
@@ -71,7 +74,7 @@ class SettingsCommand(PlainCommand):
         for title, records in groups.items():
             if records:
                 with formatter.section(title):
-                    formatter.write_dl(records)
+                    formatter.write_dl([(names, unbroken(text)) for names, text in records])
 
 
 def _names_vllm(words: Iterable[str]) -> bool:
@@ -181,7 +184,7 @@ def settings_command(
             if settings.log_format == "json":
                 configure(settings.log_level, "json", context.info_name or "")
             for notice in loaded.notices:
-                _tell(f"note: {notice}", logging.INFO)
+                tell(f"note: {notice}")
             check(settings, frozenset(flags))
             configure(settings.log_level, settings.log_format, context.info_name or "")
             try:
@@ -207,11 +210,14 @@ def settings_command(
 
 
 def not_on_command_line(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
-    """The callback of an option with a secret, which has to come from the environment."""
+    """The callback of an option with an API key, which has to come from the environment."""
     source = context.get_parameter_source(str(parameter.name))
     if source is not None and source.name == "COMMANDLINE":
         fail(_shown_to_all(parameter.opts[0], f"set {parameter.envvar}"))
-    return value
+    try:
+        return api_key(value) if value else ""
+    except ValueError as error:
+        fail(f"{parameter.envvar}: {error}")
 
 
 def _shown_to_all(option: str, advice: str) -> str:
@@ -221,16 +227,16 @@ def _shown_to_all(option: str, advice: str) -> str:
 def fail(*problems: str, status: int = BAD_USAGE) -> NoReturn:
     """Ends the process with one line per problem on stderr."""
     for problem in problems:
-        _tell(problem, logging.ERROR)
+        tell(problem, logging.ERROR)
     raise typer.Exit(status)
 
 
-def _tell(sentence: str, level: int) -> None:
+def tell(sentence: str, level: int = logging.INFO) -> None:
     """Writes a sentence to standard error; as a line of the log if those are JSON, which a program reads."""
     if is_json():
         logging.getLogger(__name__).log(level, "%s", sentence)
     else:
-        typer.echo(f"embferry: {sentence}", err=True)
+        typer.echo(folded(f"embferry: {sentence}", width_of(sys.stderr)), err=True)
 
 
 def need(extra: str, *modules: str) -> None:

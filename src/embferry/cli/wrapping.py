@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
 import unicodedata
+from typing import TextIO
 
 import typer
 
@@ -22,7 +24,7 @@ class Wrapped:
     """
 
     def __init__(self, width: int | None = None) -> None:
-        self._width = (shutil.get_terminal_size().columns if sys.stdout.isatty() else 0) if width is None else width
+        self._width = width_of(sys.stdout) if width is None else width
         self._column = 0
         self._space = self._word = ""
 
@@ -60,6 +62,35 @@ class Wrapped:
             space, end = "\n", columns(word)
         self._column = end % self._width if end > self._width else end
         return space + word
+
+
+def width_of(stream: TextIO) -> int:
+    """Returns the columns of the terminal that a stream writes to; 0 if it is none."""
+    if not stream.isatty():
+        return 0
+    if os.environ.get("COLUMNS", "").isdigit():
+        return shutil.get_terminal_size().columns
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+def folded(text: str, width: int) -> str:
+    """Returns a text whose lines have at most so many columns, broken at spaces alone; 0: unchanged."""
+    if not width:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        first, *words = line.split(" ")
+        lines.append(first)
+        for word in words:
+            longer = f"{lines[-1]} {word}"
+            if columns(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return "\n".join(lines)
 
 
 def columns(text: str) -> int:

@@ -29,7 +29,7 @@ MAX_ROOMS = 10_000
 _REQUEST: ContextVar[str | None] = ContextVar("request_id", default=None)
 _ROOM: ContextVar[int | None] = ContextVar("room", default=None)
 
-_NO_EXTRAS = {"message", "asctime", "request_id", "room", "worker", "taskName", "color_message"}
+_NO_EXTRAS = {"message", "asctime", "request_id", "room", "worker", "taskName", "color_message", "short"}
 _MAX_TRACE = 1 << 16
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | _NO_EXTRAS
 
@@ -202,7 +202,8 @@ def _quoted(value: str) -> str:
 class _Plain(logging.Formatter):
     """One line a record, and the lines of a traceback below it, indented.
 
-    Lines on a terminal are for a reader who watches: they have whole seconds, and neither pid nor the logger's name.
+    Lines on a terminal are for a reader who watches: they have whole seconds, and neither pid nor the logger's name. A
+    record with the extra ``short`` shows that there, in place of its message and facts.
     """
 
     def __init__(self, is_terminal: bool = False, is_colourful: bool = False) -> None:
@@ -212,6 +213,8 @@ class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")
         level, message, tail = f"{record.levelname.lower():7}", _message(record), self._tail(record)
+        if self._is_terminal and (short := getattr(record, "short", None)) is not None:
+            message, tail = printable(str(short)), ""
         if not self._is_terminal:
             line = f"{when[:-3]} {level} {_process.name}[{record.process}] {record.name}: {message}{tail}"
         elif not self._is_colourful:

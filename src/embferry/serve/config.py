@@ -10,7 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from embferry.serve.config_values import (
@@ -24,6 +33,7 @@ from embferry.serve.config_values import (
     ServerUrl,
     Urls,
     ZmqUrls,
+    api_key,
     split,
 )
 from embferry.transports.registry import TRANSPORTS
@@ -309,6 +319,11 @@ class RouterSettings(Section):
     poll_interval: Seconds = 1
     """Seconds between two reads of the list of workers."""
 
+    @field_validator("api_key")
+    @classmethod
+    def _key_can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
+        return None if key is None else SecretStr(api_key(key.get_secret_value()))
+
 
 class BootstrapSettings(Section):
     """The bootstrap server, where workers register."""
@@ -415,8 +430,8 @@ class SecuritySettings(Section):
     can then use it, and read, replace and end the transfers of others."""
     unproved_requests_per_second: Rate = 200
     """Requests a second of one IPv4 address, or of one IPv6 network of 64 bits, that are answered without a proof of
-    the cluster key, at each HTTP port but for what clients ask a router; on average over two seconds. More are refused
-    with 429. Without a cluster key, those of the own machine have no limit."""
+    the cluster key, at each HTTP port, on average over two seconds; more are refused with 429. The API of a router is
+    not among them. Without a cluster key, those of the own machine have no limit."""
     unproved_bytes_per_second: Rate = 64 * MIB
     """Bytes a second of the bodies of such requests."""
     tls_ca: Path | None = None

@@ -12,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from embferry.serve.config import SECTIONS, Settings
+from embferry.serve.config_values import plain_words
 from embferry.trust.trust import KEY_ENV
 
 ENV_PREFIX = "EMBFERRY_"
@@ -147,8 +148,10 @@ def _from_aliases(environ: Mapping[str, str], problems: list[str], notices: list
 
 
 def _from_file(path: Path, problems: list[str]) -> list[tuple[Key, Given]]:
+    text = ""
     try:
-        root = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text("utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
         return list(_pairs(root, path, (), problems)) if root is not None else []
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
@@ -156,8 +159,21 @@ def _from_file(path: Path, problems: list[str]) -> list[tuple[Key, Given]]:
     except UnicodeDecodeError:
         problems.append(f"{path}: cannot be read: it is no text in UTF-8")
     except UNREADABLE as error:
-        problems.append(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
+        problems.append(f"{path}{_where_and_why(error, text)}")
     return []
+
+
+def _where_and_why(error: Exception, text: str) -> str:
+    """Returns the line and the reason of an error of PyYAML, on one line."""
+    line, reasons = 0, [str(error)]
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+        reasons = [reason for reason in (error.context, error.problem) if reason]
+    elif isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        reasons = [f"the character #x{error.character:04x} is not allowed"]
+    return f"{f':{line}' if line else ''}: is not valid YAML: {' '.join(', '.join(reasons).split())}"
 
 
 def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> Iterator[tuple[Key, Given]]:
@@ -176,7 +192,8 @@ def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> It
             problems.append(f"{place}: is set twice")
         elif name not in known:
             elsewhere = map(dotted, _in_sections(name)) if not section else ()
-            problems.append(f"{place}: no such setting{_did_you_mean(name, known, elsewhere)}")
+            hint = _about_nesting(name, section) or _did_you_mean(name, known, elsewhere)
+            problems.append(f"{place}: no such setting{hint}")
         elif not section and name in SECTIONS:
             yield from _pairs(value_node, path, (name,), problems)
         else:
@@ -190,6 +207,17 @@ def _in_sections(name: str) -> list[Key]:
     return [("router", name)] if ("router", name) in found else found
 
 
+def _about_nesting(name: str, section: Key) -> str:
+    """Returns the end of a sentence about a dotted name in the file, such as ``transfer.num_blocks``; "" for others."""
+    outer, _, inner = name.partition(".")
+    known = [key[-1] for key in FIELDS if key[:-1] == (outer,)]
+    if outer not in SECTIONS or not inner or section not in ((), (outer,)):
+        return ""
+    if inner not in known:
+        return _did_you_mean(inner, known)
+    return f"; write {inner}: below {outer}:, indented" if not section else f"; here it is {inner}"
+
+
 def _did_you_mean(name: str, known: Iterable[str], better: Iterable[str] = ()) -> str:
     """Returns the end of a sentence that suggests ``better``, or else the known name closest to ``name``, if any is."""
     close = [*better] or difflib.get_close_matches(name, list(known), n=1)
@@ -197,7 +225,12 @@ def _did_you_mean(name: str, known: Iterable[str], better: Iterable[str] = ()) -
 
 
 def _value(node: yaml.Node) -> Any:
-    return yaml.SafeLoader("").construct_object(node, deep=True)
+    try:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+    except yaml.YAMLError:
+        raise
+    except UNREADABLE as error:  # of a date such as 2001-99-99, which has no line
+        raise yaml.MarkedYAMLError(problem=str(error) or type(error).__name__, problem_mark=node.start_mark) from error
 
 
 def _validated(given: Mapping[Key, Given], problems: list[str]) -> Settings | None:
@@ -213,7 +246,7 @@ def _validated(given: Mapping[Key, Given], problems: list[str]) -> Settings | No
             key = next((loc[:n] for n in (2, 1) if loc[:n] in given), loc)
             place = given[key].place if key in given else dotted(loc)
             shown = "" if is_secret(key) else f" (got {mistake['input']!r})"
-            problems.append(f"{place}: {mistake['msg']}{shown}")
+            problems.append(f"{place}: {plain_words(mistake['msg'])}{shown}")
         return None
 
 

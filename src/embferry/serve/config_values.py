@@ -17,6 +17,17 @@ from embferry.protocol.errors import LocalProtocolError
 
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_PLAIN = (
+    ("a valid tuple", "a list"),
+    ("a valid list", "a list"),
+    ("a valid dictionary", "an object"),
+    ("an instance of dict", "an object"),
+    ("Tuple should", "The list should"),
+    ("List should", "The list should"),
+    ("Dictionary should", "The object should"),
+)
+_UNSENDABLE = re.compile(r"[^\x20-\x7e]")
+"""Characters that the head of a request cannot have in a key."""
 
 
 def split(value: Any) -> Any:
@@ -26,6 +37,27 @@ def split(value: Any) -> Any:
 
 def _wrong(why: str, instead: str | None = None) -> PydanticCustomError:
     return PydanticCustomError("value", "{why}", {"why": why if instead is None else f"{why}; write {instead}"})
+
+
+def plain_words(message: str) -> str:
+    """Returns a message of pydantic in the words of JSON and YAML, which have lists and objects."""
+    for python, plain in _PLAIN:
+        message = message.replace(python, plain)
+    return message
+
+
+def api_key(text: str) -> str:
+    """Returns an API key without the white space at its ends, such as the line break at the end of a file.
+
+    Raises:
+        PydanticCustomError: no client could send it. The message does not show it.
+    """
+    key = text.strip()
+    if not key:
+        raise _wrong("an API key has more than white space")
+    if _UNSENDABLE.search(key):
+        raise _wrong("an API key is one line of letters, digits and signs of ASCII, and this one is not")
+    return key
 
 
 def _is_host(text: str) -> bool:

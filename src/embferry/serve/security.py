@@ -7,8 +7,9 @@ import os
 
 from embferry.protocol.errors import LocalProtocolError, TlsFailed
 from embferry.serve.config import Settings
-from embferry.serve.config_load import ConfigError
+from embferry.serve.config_load import ConfigError, env_name
 from embferry.serve.http.address import address_of
+from embferry.serve.http.api_keys import ApiKeysError, read
 from embferry.trust import Trust
 from embferry.trust.policy import is_loopback
 from embferry.trust.trust import INSECURE_ENV, KEY_FILE_ENV, TLS_ENV, TLS_REQUIRED_ENV
@@ -24,8 +25,9 @@ def apply(settings: Settings, *, replaces: bool = False) -> None:
         replaces: Whether the settings were made of the environment, so that it need not say more than they do.
 
     Raises:
-        ConfigError: The key file, the key or a TLS file cannot be used.
+        ConfigError: The key file, the key or a TLS file cannot be used, or only some of the TLS files are given.
     """
+    _check_tls_files(settings)
     own = settings.security
     files = zip((KEY_FILE_ENV, *TLS_ENV), (own.cluster_key_file, own.tls_ca, own.tls_cert, own.tls_key), strict=True)
     values = {name: str(file or "") for name, file in files}
@@ -39,6 +41,18 @@ def apply(settings: Settings, *, replaces: bool = False) -> None:
         Trust.of_environment()
     except (LocalProtocolError, TlsFailed) as error:
         raise ConfigError([error.detail]) from error
+
+
+def _check_tls_files(settings: Settings) -> None:
+    """Raises ConfigError if some of the three TLS files are given, and others are not."""
+    names = ("tls_ca", "tls_cert", "tls_key")
+    given = [name for name in names if getattr(settings.security, name) is not None]
+    missing = [name for name in names if name not in given]
+    if given and missing:
+        first = settings.place("security", given[0])
+        flags = " and ".join(settings.place("security", name) for name in missing)
+        variables = " and ".join(env_name(("security", name)) for name in missing)
+        raise ConfigError([f"{first}: TLS needs all three files; give {flags} too (or {variables})"])
 
 
 def check_part(settings: Settings, what: str) -> None:
@@ -94,8 +108,13 @@ def check_router(settings: Settings) -> None:
     """Checks that the router, which clients use, may listen on the host of the settings.
 
     Raises:
-        ConfigError: Strangers could reach it, and it asks for no API key.
+        ConfigError: Strangers could reach it, and it asks for no API key; or the file of API keys cannot be used.
     """
+    if settings.router.api_keys_file is not None:
+        try:
+            read(settings.router.api_keys_file)
+        except ApiKeysError as error:
+            raise ConfigError([f"{settings.place('router', 'api_keys_file')}: {error.detail}"]) from error
     has_keys = settings.router.api_key is not None or settings.router.api_keys_file is not None
     if is_loopback(settings.host) or has_keys or settings.security.insecure:
         return

@@ -162,7 +162,8 @@ def _tls_of(environ: Mapping[str, str]) -> Tls | None:
     if not any(paths):
         return None
     if missing := [name for name, path in zip(TLS_ENV, paths, strict=True) if not path]:
-        raise LocalProtocolError(f"TLS needs all of {', '.join(TLS_ENV)}; {' and '.join(missing)} is not set")
+        verb = "is" if len(missing) == 1 else "are"
+        raise LocalProtocolError(f"TLS needs all of {', '.join(TLS_ENV)}; {' and '.join(missing)} {verb} not set")
     return _tls(*paths, required=_is_on(environ, TLS_REQUIRED_ENV, default=True))
 
 

@@ -71,14 +71,19 @@ class Ready:
     settings = Settings()
 
 
-def test_on_a_terminal_each_command_is_a_line_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("api_key", [None, SecretStr("k")])
+def test_on_a_terminal_each_command_is_a_line_of_its_own_and_sentences_fit(
+    api_key: SecretStr | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    settings = Settings(router=RouterSettings(api_key=api_key))
+    monkeypatch.setattr(Ready, "settings", settings)
     monkeypatch.setattr(serve.os, "isatty", lambda fd: True)
     serve._invite(Ready())  # type: ignore[arg-type]
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert lines[0].endswith("(the right answer is red). Ctrl-C here ends everything.")
-    assert lines[1:] == [ask_line(URL), curl_line(URL, Settings())]
+    assert ("EMBFERRY_ROUTER_API_KEY" in lines[0]) == (api_key is not None)
+    assert lines[1] == "The right answer is red. Ctrl-C here ends everything."
+    assert max(map(len, lines[:2])) < 80
+    assert lines[2:] == [ask_line(URL), curl_line(URL, settings)]
 
 
 def test_in_a_log_each_command_is_in_a_line_of_the_log(

@@ -146,8 +146,13 @@ def read(path: Path) -> tuple[ApiKey, ...]:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read(MAX_FILE_BYTES + 1)
         text = data.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ApiKeysError(f"the API keys in {path} cannot be read: {error}") from error
+    except FileNotFoundError as error:
+        advice = f"make one with: embferry keys api new NAME --file {path}"
+        raise ApiKeysError(f"the API keys in {path} cannot be read: there is no such file; {advice}") from error
+    except OSError as error:
+        raise ApiKeysError(f"the API keys in {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ApiKeysError(f"the API keys in {path} cannot be read: it is no text in UTF-8") from error
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ApiKeysError(f"others may write {path} and so let themselves in; run: chmod go-w {path}")
     if len(data) > MAX_FILE_BYTES:

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import Counter
@@ -14,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embferry.observe.logs import about
+from embferry.protocol.text import printable
 from embferry.serve.errors import ServeError
 from embferry.serve.http.clients import Clients
 from embferry.serve.http.connections import caller_of
@@ -27,6 +29,8 @@ CLIENT_LEFT_STATUS = 499
 """Logged when the client leaves before the response begins."""
 LIMITED = ("/v1/", "/tokenize", "/detokenize", "/workers", "/sd", "/debug/")
 """The beginnings of paths whose clients are limited, and need an API key where there are some."""
+MAX_PATH = 80
+"""Characters of a path in a line on a terminal."""
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _POLLED = frozenset({"/health", "/ready", "/metrics", "/sd"})
 """Paths that monitoring asks every few seconds; logged at debug level."""
@@ -90,7 +94,7 @@ class Edge:
                     count = self._refusals.count("503")
                     is_told = count is not None
                     facts |= {"more": count} if count else {}
-                log.log(logging.INFO if is_told else logging.DEBUG, "request", extra=facts)
+                log.log(logging.INFO if is_told else logging.DEBUG, "request", extra=facts | {"short": _short(facts)})
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request within its client's limits."""
@@ -107,3 +111,12 @@ class Edge:
                 await response(scope, receive, send)
                 return
             await self._app(scope, self._clients.counted(client, receive), send)
+
+
+def _short(facts: Mapping[str, Any]) -> str:
+    """Returns what a person who watches a terminal needs to know of a request."""
+    text = f"{facts['method']} {printable(facts['path'], MAX_PATH)}: {facts['status']} in {facts['seconds']} s"
+    told = [str(facts.get("error") or ("client left" if facts.get("outcome") == "client left" else ""))]
+    told += [f"ignored: {facts['ignored']}"] if "ignored" in facts else []
+    told += [f"{facts['more']} more such requests"] if "more" in facts else []
+    return "; ".join([text, *filter(None, told)])

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, ValidationError
 
 from embferry.protocol.text import shown
+from embferry.serve.config_values import plain_words
 from embferry.serve.errors import ServeError
 from embferry.serve.openai.fields import note_ignored, refuse_unsupported
 from embferry.serve.openai.ignored import Ignored
@@ -73,7 +74,8 @@ def validated(kind: type[R], body: dict[str, Any], ignored: Ignored) -> R:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = _path(first["loc"], {*kind.model_fields, *StreamOptions.model_fields})
-        problem = "is missing" if first["type"] == "missing" else f"{shown(first['input'], 80)}: {first['msg']}"
+        told = f"{shown(first['input'], 80)}: {plain_words(first['msg'])}"
+        problem = "is missing" if first["type"] == "missing" else told
         raise ServeError("invalid_request", f"{param}: {problem}", param=param) from error
     if body.get("stream_options") is not None and not request.stream:
         why = "stream_options is for requests with stream: true"

@@ -51,18 +51,16 @@ def _end(problems: Sequence[str], status: int) -> NoReturn:
 def _invite(cluster: Cluster) -> None:
     """Shows how to ask the first question: on a terminal, lines that can be copied whole."""
     ask, curl = ask_line(cluster.url), curl_line(cluster.url, cluster.settings)
-    key = f", with an API key in {KEY}" if needs_key(cluster.settings) else ""
+    needs = needs_key(cluster.settings)
+    key = f", with an API key in {KEY}" if needs else ""
     if is_json():
         log.info("try it%s", key, extra={"ask": ask, "curl": curl, "answer": ANSWER})
     elif os.isatty(STDERR):
         for handler in logging.getLogger().handlers:
             handler.flush()  # the lines before these
-        lines = (
-            f"Try it in another terminal{key} (the right answer is {ANSWER}). Ctrl-C here ends everything.",
-            ask,
-            curl,
-        )
-        print("", *lines, "", sep="\n\n", file=sys.stderr, flush=True)
+        first = f"Try it in another terminal{f' that has an API key in {KEY}' if needs else ''}."
+        second = f"The right answer is {ANSWER}. Ctrl-C here ends everything."
+        print("", f"{first}\n{second}", ask, curl, "", sep="\n\n", file=sys.stderr, flush=True)
     else:
         log.info("the right answer to the next two lines is %s%s; Ctrl-C ends everything", ANSWER, key)
         log.info("try: %s", ask)
