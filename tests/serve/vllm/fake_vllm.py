@@ -174,6 +174,7 @@ def main() -> None:
         program = f"import signal; {ignores}signal.pause()"
         engine = subprocess.Popen([sys.executable, "-c", program], pass_fds=[tracker])
         note = {"pid": os.getpid(), "engine": engine.pid, "arguments": sys.argv[1:], "key": os.getenv("VLLM_API_KEY")}
+        note["offline"] = os.getenv("HF_HUB_OFFLINE")
         note |= {"shared": shared.name, "folder": folder, "kv_port": os.getenv("VLLM_NIXL_SIDE_CHANNEL_PORT")}
         with open(os.environ["FAKE_VLLM_NOTES"], "a") as notes:
             notes.write(json.dumps(note) + "\n")

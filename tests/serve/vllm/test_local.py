@@ -135,6 +135,7 @@ def test_instances_and_router_start_restart_and_end(start: Callable[..., Running
     answer = ask(one.url, picture(), text()).json()
     assert answer["asked"]["messages"][0]["content"][0]["type"] == "image_embeds"
 
+    assert {note["offline"] for note in notes} == {os.environ.get("HF_HUB_OFFLINE", "0")}  # it may download the model
     (language,) = (note for note in notes if "--enable-mm-embeds" in note["arguments"])
     assert answer["choices"][0]["message"]["content"] == str(language["pid"])
     os.kill(language["pid"], signal.SIGKILL)

@@ -23,7 +23,9 @@ ProcessRole = Literal["bootstrap", "router", "encode", "language", "prefill", "d
 MAX_DELAY_SECONDS = 30.0
 STEADY_SECONDS = 30.0
 """After a life this long, the next restart has the first delay again: the cause must be another one."""
-CHILD_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+OFFLINE = "HF_HUB_OFFLINE"
+"""The variable that keeps libraries from the Hugging Face Hub."""
+CHILD_ENVIRONMENT = {OFFLINE: "1", "TOKENIZERS_PARALLELISM": "false"}
 """Models are local files, and a tokenizer's threads would compete with the model's."""
 
 

@@ -23,7 +23,7 @@ from embferry.serve.supervisor import temporary
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.descendants import adopt_orphans, descendants, end_descendants
 from embferry.serve.supervisor.handover import child_program
-from embferry.serve.supervisor.process import ClusterError, ProcessRole, Program, SupervisedProcess
+from embferry.serve.supervisor.process import OFFLINE, ClusterError, ProcessRole, Program, SupervisedProcess
 from embferry.serve.supervisor.serve import run_cluster
 from embferry.serve.supervisor.vllm_arguments import told_in, values
 from embferry.serve.supervisor.vllm_child import CHILD_SHARE
@@ -190,10 +190,12 @@ class VllmCluster(Cluster):
 def _environ(settings: Settings, kv_port: int) -> dict[str, str]:
     """Returns the environment of an instance: the port at which it tells others where its keys and values are.
 
-    It has the router's API key, so that no other user of this machine can name an address to it.
+    It has the router's API key, so that no other user of this machine can name an address to it. It may download its
+    model, unless the user forbids that; our own workers may not.
     """
     key = settings.router.api_key
-    return {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(kv_port)} | ({"VLLM_API_KEY": key.get_secret_value()} if key else {})
+    made = {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(kv_port), OFFLINE: os.environ.get(OFFLINE, "0")}
+    return made | ({"VLLM_API_KEY": key.get_secret_value()} if key else {})
 
 
 def _free_ports(count: int) -> list[int]:
