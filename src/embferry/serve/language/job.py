@@ -19,6 +19,8 @@ from embferry.serve.language.prompting import Built
 Event = ServeError | dict[str, Any]
 ACCEPTED: Event = {"type": "accepted"}
 """The first event of a job whose prompt is valid; not sent. Token events, the end event or an error follow."""
+PROGRESS_SECONDS = 0.25
+"""Seconds between two events about the embedding of a job, at least; the last one does not wait."""
 
 
 @dataclass(eq=False)
@@ -35,6 +37,7 @@ class Job:
         finish_reasons: why each choice has ended, by its number.
         hold: the bytes that the job holds, counted against ``language.max_held_bytes``.
         marks: the time at which the job reached each stage, in monotonic seconds.
+        told: the tokens of the embedding of which the caller knows, and the time at which it was told.
     """
 
     id: str
@@ -47,6 +50,7 @@ class Job:
     finish_reasons: dict[int, str] = field(default_factory=dict)
     receiver: ReceivingEnd | None = None
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})
+    told: tuple[int, float] = (0, 0.0)
 
     def mark(self, name: str) -> None:
         """Records the time of a stage, unless it is recorded already."""
@@ -69,6 +73,23 @@ class Job:
             "bytes": tokens * receiver.manager.geometry.layout.token_bytes,
             "transport": receiver.transport,
         }
+
+    def progress(self, tokens: int) -> dict[str, Any] | None:
+        """Returns the event that so many tokens of the embedding have arrived; None if it is not wanted now.
+
+        An event follows the one before after ``PROGRESS_SECONDS``, the last one at once. That one has the seconds since the
+        first token arrived.
+        """
+        transfer, now = self.transfer() if self.request.progress else None, time.monotonic()
+        if transfer is None or transfer["total_tokens"] < 0:
+            return None
+        is_last = "transferred" in self.marks
+        if not is_last and (tokens <= self.told[0] or now - self.told[1] < PROGRESS_SECONDS):
+            return None
+        self.told = tokens, now
+        grants = transfer.pop("initial") + transfer.pop("resumed")
+        spent = {"seconds": round(self.marks["transferred"] - self.marks["arrived"], 6)} if is_last else {}
+        return {"type": "progress", "tokens": tokens, "transfers": grants, **transfer, **spent}
 
     def timing(self) -> dict[str, float]:
         """Returns the field ``timing`` of the end event: seconds from the request to each stage that was reached."""

@@ -123,6 +123,7 @@ class Fleet(Backends[RouterMetrics]):
         for word, ids in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
             for worker in map((now | before).__getitem__, sorted(ids)):
                 log.info("worker %s", word, extra={"worker": worker.id, "role": worker.role, "url": worker.url})
+                self.journal.event("worker_found" if word == "joined" else "worker_lost", worker=worker.id, role=worker.role)
         self._workers, self._last_list, self._trouble, self._is_warned = workers, time.monotonic(), "", False
         self._proofs = {id: proof for id, proof in self._proofs.items() if id in now}
         for role in ROLES:

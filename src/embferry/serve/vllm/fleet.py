@@ -174,6 +174,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         reason = reason_of(error)
         self.metrics.worker_failures.labels(instance.role).inc()
         log.warning("%r: %s", instance, reason)
+        self.journal.event("worker_failed", worker=instance.url, role=instance.role, reason=reason)
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
             instance.suspected.set()
         else:
@@ -183,6 +184,7 @@ class Fleet(Backends[VllmRouterMetrics]):
     def damaged(self, instance: Instance, error: Exception) -> str:
         """Notes that a message to an instance or from it has arrived damaged. Returns a description."""
         self.metrics.damaged.labels(instance.role).inc()
+        self.journal.event("damaged", worker=instance.url, role=instance.role)
         log.warning("what router and %r sent each other arrived damaged: %s", instance, error)
         return f"what router and {instance!r} sent each other arrived damaged: {error}"
 
@@ -331,11 +333,13 @@ class Fleet(Backends[VllmRouterMetrics]):
         instance.starts += 1
         instance.encoded.clear()
         log.info("%r answers and serves %s", instance, ", ".join(instance.models))
+        self.journal.event("worker_found", worker=instance.url, role=instance.role)
         self._set_gauges()
 
     def _set_down(self, instance: Instance, why: str) -> None:
         if instance.up:
             log.warning("%r does not answer: %s", instance, why)
+            self.journal.event("worker_lost", worker=instance.url, role=instance.role, reason=why)
         instance.up, instance.trouble = False, why
         self._set_gauges()
 

@@ -19,6 +19,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.chat import ClientResponse, Incoming
+from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.text_limit import check_characters, count_characters
@@ -116,6 +117,8 @@ class PassedOn(InstanceEndpoint):
             tried.add(instance.incarnation)
             async with AsyncExitStack() as call:
                 call.enter_context(self.fleet.count_in_flight(instance))
+                current_record().asks("language", instance.url)
+                current_record().phase("answer")
                 try:
                     async with self.fleet.unless_stalled(instance):
                         received = await self._send(instance, body, digest, headers)
