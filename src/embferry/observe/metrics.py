@@ -41,7 +41,8 @@ class Metrics:
         for family in self.registry.collect():
             for sample in family.samples:
                 if sample.name == family.name or sample.name.endswith(("_total", "_count")):
-                    told = ",".join(f'{name}="{sample.labels[name]}"' for name in PUBLIC_LABELS if name in sample.labels)
+                    labels = [name for name in PUBLIC_LABELS if name in sample.labels]
+                    told = ",".join(f'{name}="{sample.labels[name]}"' for name in labels)
                     name = f"{sample.name}{{{told}}}" if told else sample.name
                     found[name] = found.get(name, 0) + sample.value
         return found

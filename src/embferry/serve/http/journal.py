@@ -1,4 +1,4 @@
-"""What a router is doing and has done lately: a bounded journal without I/O, from which the live page is made.
+"""The journal of a router: the requests of now and of lately. Bounded, without I/O; the live page is made from it.
 
 It holds nothing that clients send: no text, no media, no header and no id that a client has chosen. Requests have
 numbers, which the router's log repeats. It belongs to the event loop: no method may be called from another thread.
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from embferry.protocol.text import printable
 
 Phase = Literal["fetch", "encode", "transfer", "prefill", "decode", "answer"]
-"""What a request waits for.
+"""The work that a request waits for.
 
 ``fetch`` is the body and its media; ``transfer`` lasts from the first token of the embedding to the last. ``answer`` is
 transfer, prefill and, unless the answer is streamed, decode at an instance of vLLM, which tells of none of them.
@@ -32,7 +32,7 @@ EventKind = Literal[
 MAX_SHOWN, MAX_ENDED, MAX_EVENTS = 200, 60, 100
 """Requests under way that are told of, the oldest; ended requests; events."""
 MAX_PHASES, MAX_ENCODERS = 32, 8
-"""Of one request."""
+"""Phases and encoders of a request that are kept."""
 MAX_TEXT = 200
 """Characters of an id or a reason."""
 SAMPLED_SECONDS = 600
@@ -45,7 +45,7 @@ _NO_PROGRESS: dict[str, Any] = {"tokens": 0, "total_tokens": 0, "transfers": 0, 
 
 @dataclass(slots=True)
 class Event:
-    """What has happened, ``count`` times in a row; last ``at``, and to that request."""
+    """One event, which has happened ``count`` times in a row, last ``at`` and to that request."""
 
     id: int
     kind: EventKind

@@ -1,6 +1,6 @@
 """The journal of a router over HTTP: ``GET /activity`` once, ``GET /activity/stream`` as server-sent events.
 
-Nothing is done for it while nobody asks: pools are asked only then, at most once a second for all readers together.
+It costs nothing without readers. Pools are asked only while there are some, at most once a second for all together.
 """
 
 from __future__ import annotations

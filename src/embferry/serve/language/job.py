@@ -77,8 +77,8 @@ class Job:
     def progress(self, tokens: int) -> dict[str, Any] | None:
         """Returns the event that so many tokens of the embedding have arrived; None if it is not wanted now.
 
-        An event follows the one before after ``PROGRESS_SECONDS``, the last one at once. That one has the seconds since the
-        first token arrived.
+        An event follows the one before after ``PROGRESS_SECONDS``, the last one at once. That one has the seconds since
+        the first token arrived.
         """
         transfer, now = self.transfer() if self.request.progress else None, time.monotonic()
         if transfer is None or transfer["total_tokens"] < 0:
