@@ -93,9 +93,10 @@ class RequestRecord:
             streams: the answer is a stream.
             kinds: ``image`` or ``video`` for each.
         """
-        self.streams = streams
-        self.images, self.videos = sum(kind == "image" for kind in kinds), sum(kind == "video" for kind in kinds)
-        self._touch()
+        if self.ended is None:
+            self.streams = streams
+            self.images, self.videos = (sum(kind == wanted for kind in kinds) for wanted in ("image", "video"))
+            self._touch()
 
     def phase(self, name: Phase) -> None:
         """Begins a phase, which ends the one before. Does nothing if it is under way."""
@@ -107,6 +108,8 @@ class RequestRecord:
     def asks(self, role: str, worker: str) -> None:
         """Notes that a worker is asked. Of language workers only the last one counts."""
         worker = printable(worker, MAX_TEXT)
+        if self.ended is not None:
+            return
         if role == "language":
             self.language = worker
         elif worker not in self.encoders and len(self.encoders) < MAX_ENCODERS:
@@ -120,8 +123,10 @@ class RequestRecord:
             told: ``tokens`` of ``total_tokens``; ``transfers``, of which the first is the initial one; ``bytes`` of the
                 whole; ``transport``.
         """
+        if self.ended is not None:
+            return
         self.transfer = {name: told.get(name, default) for name, default in _NO_PROGRESS.items()}
-        if (resumes := self.transfer["transfers"] - 1) > 0 and self.ended is None:
+        if (resumes := self.transfer["transfers"] - 1) > 0:
             if self._resumes is None:
                 self._resumes = self._journal.event("resumed", request=self, worker=self.language)
             self._journal.repeat(self._resumes, resumes)
@@ -129,10 +134,11 @@ class RequestRecord:
 
     def begins_again(self, code: str, worker: str) -> None:
         """Notes that the attempt has failed, and another one follows."""
-        self._journal.event("second_attempt", request=self, code=code, worker=worker)
-        self.attempts += 1
-        self.encoders, self.transfer, self._resumes = [], None, None
-        self._touch()
+        if self.ended is None:
+            self._journal.event("second_attempt", request=self, code=code, worker=worker)
+            self.attempts += 1
+            self.encoders, self.transfer, self._resumes = [], None, None
+            self._touch()
 
     def arrives(self, told: dict[str, Any]) -> None:
         """Notes how much of the embedding has arrived at a language worker, and that it has begun to."""
@@ -140,17 +146,28 @@ class RequestRecord:
             self.phase("transfer")
         self.progress(told)
 
-    def has_transferred(self, seconds: float) -> None:
-        """Notes that all of the embedding has arrived, and how long that took."""
+    def has_transferred(self, seconds: float, ago: float) -> None:
+        """Notes that all of the embedding has arrived.
+
+        Args:
+            seconds: from its first token to its last.
+            ago: seconds since the last token; the worker that tells of it may have been busy meanwhile.
+        """
         self._journal.sample("transfer", seconds)
-        if self.phases[-1][0] == "transfer":
-            self.phase("prefill")
+        if self.phases[-1][0] == "transfer" and self.ended is None:
+            self.phases.pop()
+            name, begin, _ = self.phases.pop()
+            last = max(begin, self._journal.now - ago)
+            first = max(begin, last - seconds)
+            self.phases += [(name, begin, first), ("transfer", first, last), ("prefill", last, None)]
+            self._touch()
 
     def first_token(self, seconds: float) -> None:
         """Notes the time to the first token and begins ``decode``."""
-        self.ttft = seconds
         self._journal.sample("ttft", seconds)
-        self.phase("decode")
+        if self.ended is None:
+            self.ttft = seconds
+            self.phase("decode")
 
     def fails(self, code: str) -> None:
         """Ends the request with an error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from typing import Any
 from embferry.disaggregation.queues import ReceivingEnd
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output
+from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
 from embferry.serve.language.messages import GenerateRequest
@@ -77,8 +79,8 @@ class Job:
     def progress(self, tokens: int) -> dict[str, Any] | None:
         """Returns the event that so many tokens of the embedding have arrived; None if it is not wanted now.
 
-        An event follows the one before after ``PROGRESS_SECONDS``, the last one at once. That one has the seconds since
-        the first token arrived.
+        An event follows the one before after ``PROGRESS_SECONDS``, the last one at once. That one has the ``seconds``
+        from the first token to the last, and how many seconds ``ago`` that was.
         """
         transfer, now = self.transfer() if self.request.progress else None, time.monotonic()
         if transfer is None or transfer["total_tokens"] < 0:
@@ -88,8 +90,24 @@ class Job:
             return None
         self.told = tokens, now
         grants = transfer.pop("initial") + transfer.pop("resumed")
-        spent = {"seconds": round(self.marks["transferred"] - self.marks["arrived"], 6)} if is_last else {}
-        return {"type": "progress", "tokens": tokens, "transfers": grants, **transfer, **spent}
+        event = {"type": "progress", "tokens": tokens, "transfers": grants, **transfer}
+        if is_last:
+            last = self.marks.get("last_token_here", now)
+            spent = last - self.marks.get("first_token_here", last)
+            event |= {"seconds": round(max(0.0, spent), 6), "ago": round(max(0.0, now - last), 6)}
+        return event
+
+    def note_arrival(self) -> None:
+        """Notes the times of the first and of the last token of the embedding, when the transfer has changed.
+
+        The engine thread, which may be in a long step, would see them later. Runs on the driver thread; never raises.
+        """
+        receiver = self.receiver
+        with contextlib.suppress(EmbeddingTransferError):
+            if receiver is not None and receiver.transferred_tokens:
+                self.mark("first_token_here")
+                if receiver.transferred_tokens == receiver.total_embedding_length:
+                    self.mark("last_token_here")
 
     def timing(self) -> dict[str, float]:
         """Returns the field ``timing`` of the end event: seconds from the request to each stage that was reached."""

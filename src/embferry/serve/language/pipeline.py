@@ -89,7 +89,7 @@ class JobPipeline:
         job.prompt = job.built.prompt
         if self._receives(job.prompt):
             job.receiver = self._open(job, job.prompt)
-            job.receiver.wake_on_change(wake)
+            job.receiver.wake_on_change(partial(_changed, job, wake) if job.request.progress else wake)
             self.prealloc_queue.add(job, job.receiver)
         else:
             self._schedule(job, job.prompt)
@@ -216,3 +216,9 @@ class JobPipeline:
         for step in steps:
             if (failed := attempt(step)) is not None:
                 log.error("a job could not be removed everywhere", exc_info=failed)
+
+
+def _changed(job: Job, wake: Callable[[], None]) -> None:
+    """Tells of a change of a job's transfer. Runs on the driver thread, without a lock of the manager."""
+    job.note_arrival()
+    wake()

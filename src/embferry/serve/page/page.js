@@ -46,8 +46,10 @@ function total(name, label = "") {
 
 // Words
 
-const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-const spent = (seconds) => (seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`);
+const count = (number, one, many = `${one}s`) => `${whole(number)} ${number === 1 ? one : many}`;
+const digits = (value) => (value < 10 ? value.toFixed(value < 1 ? 2 : 1) : Math.round(value).toString());
+const spent = (seconds) => (seconds < 1 ? `${digits(seconds * 1000)} ms` : `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`);
+const whole = (number) => number.toLocaleString("en");
 const clockTime = (at) => new Date(Date.now() - (now() - at) * 1000).toLocaleTimeString("en-GB");
 const isVllm = () => state.told.engine === "vllm";
 
@@ -99,25 +101,25 @@ function drawFigures() {
   const mean = meanOf(latest), errors = total("embferry_chat_errors_total"), left = total("embferry_chat_aborted_total");
   const again = total("embferry_chat_second_attempts_total"), failed = total("embferry_worker_failures_total");
   const tiles = [
-    [count(state.told.under_way, ""), "under way", `${count(total("embferry_chat_seconds_count"), "request")} ended`],
-    [errors.toLocaleString("en"), "errors", left ? `${count(left, "client")} left` : "no client left"],
+    [whole(state.told.under_way), "under way", `${count(total("embferry_chat_seconds_count"), "request")} ended`],
+    [whole(errors), "errors", left ? `${count(left, "client")} left` : "no client left"],
     [mean === null ? "–" : spent(mean), "to the first token", latest.length ? "mean of the last minute" : "none in the last minute"],
   ];
   if (isVllm()) {
     const over = total("embferry_failovers_total", 'outcome="replaced"');
     tiles.push(
-      [total("embferry_encodes_total").toLocaleString("en"), "items encoded", `${total("embferry_encodes_skipped_total").toLocaleString("en")} more were there already`],
-      [over.toLocaleString("en"), "failovers", `${count(total("embferry_encode_retries_total"), "encode")} tried again`],
+      [whole(total("embferry_encodes_total")), "items encoded", `${whole(total("embferry_encodes_skipped_total"))} more were there already`],
+      [whole(over), "failovers", `${count(total("embferry_encode_retries_total"), "encode")} tried again`],
     );
   } else {
     const resumed = total("embferry_transfers_total", 'phase="resumed"');
     tiles.push(
-      [total("embferry_transfers_total").toLocaleString("en"), "transfers", `${resumed.toLocaleString("en")} of them resumed`],
-      [bytes(total("embferry_transfer_bytes_total")), "moved", count(total("embferry_transfer_tokens_total"), "token")],
+      [whole(total("embferry_chat_transfer_seconds_count")), "embeddings moved", `${count(resumed, "resumed transfer")} behind answers`],
+      [bytes(total("embferry_transfer_bytes_total")), "behind answers", count(total("embferry_transfer_tokens_total"), "token")],
     );
   }
-  tiles.push([again.toLocaleString("en"), again === 1 ? "second attempt" : "second attempts", count(failed, "failed call", "failed calls") + " to workers"]);
-  $("figures").replaceChildren(...tiles.map(([value, name, about]) => h("li", {}, h("b", {}, value.trim()), h("span", {}, name), h("small", {}, about))));
+  tiles.push([whole(again), again === 1 ? "second attempt" : "second attempts", count(failed, "failed call", "failed calls") + " to workers"]);
+  $("figures").replaceChildren(...tiles.map(([value, name, about]) => h("li", {}, h("b", {}, value), h("span", {}, name), h("small", {}, about))));
 }
 
 function meanOf(samples) {
@@ -160,7 +162,7 @@ const poolOf = (id) => (state.told.pools ?? []).find((one) => one.worker === id)
 function placesInColumns(width, encoders, languages) {
   const at = new Map(), gap = 14;
   const tall = (all) => all.reduce((sum, one) => sum + heightOf(one) + gap, -gap);
-  const height = Math.max(tall(encoders), tall(languages), 96) + 8;
+  const height = Math.max(tall(encoders) + 44, tall(languages) + 8, 140);
   const column = (all, x, w) => {
     let y = (height - tall(all)) / 2;
     for (const one of all) {
@@ -194,9 +196,9 @@ function wire(from, to, places, kind) {
   const a = places.at.get(from), b = places.at.get(to);
   const using = running().filter((one) => usesWire(one, from, to, kind)).length;
   let d;
-  if (kind === "answer" && a.sideways) { // passes below the encoders
-    const x1 = a.x + a.w / 2, y1 = a.y + a.h, x2 = b.x + b.w / 2, y2 = b.y + b.h, low = places.height + 10;
-    d = `M${x1},${y1} C${x1},${low} ${x2},${low} ${x2},${y2}`;
+  if (kind === "answer" && a.sideways) { // below the encoders
+    const x1 = a.x + a.w / 2, y1 = a.y + a.h, x2 = b.x, y2 = b.y + b.h * 0.8, low = places.height - 2;
+    d = `M${x1},${y1} C${x1},${low} ${x1 + 40},${low} ${(x1 + x2) / 2},${low} S${x2 - 50},${y2} ${x2},${y2}`;
   } else if (a.sideways) {
     const x1 = a.x + a.w, y1 = a.y + a.h / 2, x2 = b.x, y2 = b.y + b.h / 2, bend = (x2 - x1) / 2;
     d = `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`;
@@ -229,10 +231,8 @@ function workerCard(worker, place) {
   const all = running(), at = worker.url.replace(/^https?:\/\//, "");
   const phases = (...names) => all.filter((one) => names.includes(phaseOf(one)));
   const here = (name) => phases(name).filter((one) => one.language === worker.id).length;
-  let doing = count(phases("encode").filter((one) => one.encoders.includes(worker.id)).length, "request");
-  if (worker.role === "encode") doing += " to encode";
-  else if (isVllm()) doing = `${here("answer")} answering, ${here("decode")} decoding`;
-  else doing = `${here("prefill")} in prefill, ${here("decode")} in decode`;
+  let doing = `${phases("encode").filter((one) => one.encoders.includes(worker.id)).length} to encode`;
+  if (worker.role === "language") doing = `${isVllm() ? `${here("answer")} before` : `${here("prefill")} prefill`} · ${here("decode")} decode`;
   const health = worker.up ? "up" : isVllm() ? "down" : "late"; // workers without a lease are not listed at all
   return s("g", { transform: `translate(${place.x},${place.y})` },
     s("title", {}, `${worker.id}${worker.trouble && !worker.up ? `: ${worker.trouble}` : ""}`),
@@ -249,14 +249,14 @@ function poolCells(pool, width) {
   const cells = Math.min(pool.num_blocks, MAX_BLOCKS), scale = cells / pool.num_blocks;
   const used = Math.ceil(pool.used * scale), quarantined = Math.ceil(pool.quarantined * scale);
   const columns = Math.min(cells, 32), rows = Math.ceil(cells / columns);
-  const step = Math.min(16, (width - 28) / columns), tall = Math.min(step, 22 / rows);
+  const step = Math.min(16, (width - 28) / columns), tall = 22 / rows, gap = Math.min(2, step * 0.25);
   const drawn = Array.from({ length: cells }, (_, n) => {
     const kind = n < used ? "used" : n < used + quarantined ? "quarantined" : "";
     const x = 14 + (n % columns) * step, y = 56 + Math.floor(n / columns) * tall;
-    return s("rect", { class: `block ${kind}`, x, y, width: Math.max(1, step - 2), height: Math.max(1, tall - 2), rx: 1.5 });
+    return s("rect", { class: `block ${kind}`, x, y, width: step - gap, height: tall - gap, rx: gap });
   });
   const held = pool.quarantined ? `, ${pool.quarantined} quarantined` : "";
-  const words = `pool: ${pool.used} of ${count(pool.num_blocks, "block")} in use${held}`;
+  const words = `${pool.used} of ${count(pool.num_blocks, "block")} in use${held}`;
   return [...drawn, s("text", { class: "soft", x: 14, y: 94 }, fit(words, width - 16))];
 }
 
@@ -304,6 +304,7 @@ function drawRequests() {
   });
   $("no-request").hidden = all.length > 0 || state.told.missing.length > 0;
   $("legend").hidden = all.length === 0;
+  for (const item of $("legend").children) item.hidden = isVllm() ? ["transfer", "prefill"].includes(item.textContent) : item.textContent === "answer";
   const rest = state.told.under_way - state.told.running.length;
   $("more").hidden = rest <= 0;
   $("more").textContent = `${count(rest, "more request")} under way`;
@@ -388,7 +389,7 @@ const described = (id) => (nameOf(id) === id ? id : `${nameOf(id)} (${id})`);
 function transferred(told) {
   const resumes = told.transfers - 1;
   const times = resumes > 0 ? `1 initial and ${count(resumes, "resumed transfer")}` : "1 transfer";
-  return `${told.tokens.toLocaleString("en")} of ${count(told.total_tokens, "token")}, ${bytes(told.bytes)} in all, over ${told.transport}, in ${times}`;
+  return `${whole(told.tokens)} of ${count(told.total_tokens, "token")}, ${bytes(told.bytes)} in all, over ${told.transport}, in ${times}`;
 }
 
 function niceCeiling(value) {
@@ -421,7 +422,7 @@ function drawSeries(id, kind, words) {
   svg.setAttribute("aria-label", `${words} over ${shownSeconds / 60} minutes: ${summary}`);
   const levels = mean === null ? [0] : [0, top / 2, top];
   svg.replaceChildren(
-    ...levels.map((level) => s("g", {}, s("line", { class: "axis", x1: left, x2: width - 2, y1: y(level), y2: y(level) }), s("text", { class: "soft", x: left - 6, y: y(level) + 4, "text-anchor": "end" }, level ? spent(level) : "0"))),
+    ...levels.map((level) => s("g", {}, s("line", { class: "axis", x1: left, x2: width - 2, y1: y(level), y2: y(level) }), s("text", { class: "soft", x: left - 6, y: y(level) + 4, "text-anchor": "end" }, level ? spent(level).replace(/\.0+ /, " ") : "0"))),
     ...marks,
     s("text", { class: "soft", x: left, y: height - 4 }, `${shownSeconds / 60} min ago`), s("text", { class: "soft", x: width - 2, y: height - 4, "text-anchor": "end" }, "now"));
   $(`${id}-now`).textContent = summary;

@@ -158,9 +158,9 @@ class WorkerCall:
         """Notes how much of the embedding a language worker has received."""
         record = current_record()
         record.arrives(event)
-        if (seconds := event.get("seconds")) is not None:
-            self._fleet.metrics.transfer_seconds.observe(seconds)
-            record.has_transferred(seconds)
+        if "seconds" in event:
+            self._fleet.metrics.transfer_seconds.observe(event["seconds"])
+            record.has_transferred(event["seconds"], event["ago"])
 
     async def ask_language(self, path: str, request: dict[str, Any], nbytes: int) -> Any:
         """Returns the answer of a language worker that comes at once, as a JSON value.

@@ -49,10 +49,10 @@ def _is_end(event: dict[str, Any]) -> bool:
 
 def _is_progress(event: dict[str, Any]) -> bool:
     counts = [event[name] for name in ("tokens", "total_tokens", "transfers", "bytes")]
-    seconds = event.get("seconds", 0)
+    times = [event[name] for name in ("seconds", "ago") if name in event]
     are_counts = all(type(count) is int and 0 <= count <= _MAX_COUNT for count in counts)
-    is_time = type(seconds) in (int, float) and 0 <= seconds <= _MAX_SECONDS
-    return are_counts and is_time and isinstance(event["transport"], str)
+    are_times = len(times) != 1 and all(type(one) in (int, float) and 0 <= one <= _MAX_SECONDS for one in times)
+    return are_counts and are_times and isinstance(event["transport"], str)
 
 
 _VALID = {"token": _is_token, "end": _is_end, "progress": _is_progress}
