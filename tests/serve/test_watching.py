@@ -141,22 +141,21 @@ async def test_nothing_that_a_client_has_sent_is_told(inside: Inside) -> None:
     assert not [secret for secret in (*SECRETS, pictures.data_url(pictures.png())[30:60]) if secret in text]
 
 
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("script", "kinds"),
-    [([DAMAGE], ["damaged", "second_attempt"]), ([BREAK], ["worker_failed", "second_attempt"])],
-    ids=["damage", "break"],
-)
-async def test_a_failure_and_the_second_attempt_are_events(inside: Inside, script: list[Any], kinds: list[str]) -> None:
-    inside.workers.append(inside.entry("language1"))
-    inside.fakes["language0"].scripts = [script]
-    async with inside.asking() as client:
-        await client.get("/ready")
-        assert (await client.post(CHAT, json={"messages": user(PICTURE, "?")})).status_code == 200
-        told = await activity(client)
-    seen = [event for event in told["events"] if event["kind"] != "worker_found"]
-    assert [event["kind"] for event in seen] == kinds
-    assert {event["worker"] for event in seen} == {"language0"}
+@pytest.mark.integration
+@pytest.mark.parametrize(("failure", "kind"), [(DAMAGE, "damaged"), (BREAK, "worker_failed")])
+def test_a_failure_and_the_second_attempt_are_events(
+    deployment: Deployment, http: httpx.Client, failure: str, kind: str
+) -> None:
+    deployment.workers.append(deployment.entry("language1"))
+    deployment.wait(lambda: http.get("/ready").json()["workers"]["language"] == 2)
+    deployment.fakes["language0"].scripts = [[failure]]
+    assert http.post(CHAT, json={"messages": user(PICTURE, "?")}).status_code == 200
+    told = http.get("/activity").json()
+    seen = [event for event in told["events"] if event["kind"] not in ("worker_found", "resumed")]
+    assert [(event["kind"], event["worker"]) for event in seen] == [
+        (kind, "language0"),
+        ("second_attempt", "language0"),
+    ]
     (one,) = told["requests"]
     assert (one["attempts"], one["outcome"]) == (2, "answered")
     assert phases(one) == ["fetch", "encode", "decode"]

@@ -114,8 +114,8 @@ function drawFigures() {
   } else {
     const resumed = total("embferry_transfers_total", 'phase="resumed"');
     tiles.push(
-      [whole(total("embferry_chat_transfer_seconds_count")), "embeddings moved", `${count(resumed, "resumed transfer")} behind answers`],
-      [bytes(total("embferry_transfer_bytes_total")), "behind answers", count(total("embferry_transfer_tokens_total"), "token")],
+      [whole(total("embferry_chat_transfer_seconds_count")), "embeddings moved", count(resumed, "resumed transfer")],
+      [bytes(total("embferry_transfer_bytes_total")), "in finished answers", count(total("embferry_transfer_tokens_total"), "token")],
     );
   }
   tiles.push([whole(again), again === 1 ? "second attempt" : "second attempts", count(failed, "failed call", "failed calls") + " to workers"]);
@@ -266,8 +266,7 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 function moveFerries(seconds) {
   for (const one of state.requests.values()) {
     const phase = one.phases.find(([name, , end]) => name === "transfer" && (end === null || end > now() - 0.6));
-    const isNew = phase && !picture.ferries.has(one.number) && picture.ferries.size < MAX_FERRIES;
-    if (isNew) picture.ferries.set(one.number, { at: 0, wire: `${one.encoders.at(-1)} ${one.language}` });
+    if (phase && !picture.ferries.has(one.number)) picture.ferries.set(one.number, { at: 0, wire: `${one.encoders.at(-1)} ${one.language}` });
   }
   const dots = [];
   for (const [number, ferry] of picture.ferries) {
@@ -275,15 +274,17 @@ function moveFerries(seconds) {
     const moves = request && phaseOf(request) === "transfer", transfer = request?.transfer;
     const goal = moves ? (transfer?.total_tokens > 0 ? transfer.tokens / transfer.total_tokens : 0) : 1;
     ferry.at = still.matches ? goal : Math.min(goal, Math.max(ferry.at, 0) + seconds / FERRY_SECONDS);
-    if (!path || !request || request.outcome.includes(" ") || (!moves && ferry.at >= 1)) {
-      if (!moves) picture.ferries.delete(number);
-      continue;
-    }
+    if (!request) picture.ferries.delete(number);
+    const isOver = !request || (request.outcome && request.outcome !== "answered") || (!moves && ferry.at >= 1);
+    if (isOver || !path) continue;
     const point = path.getPointAtLength(path.getTotalLength() * ferry.at), resumes = (transfer?.transfers ?? 1) - 1;
-    dots.push(s("circle", { class: "ferry", cx: point.x, cy: point.y, r: 6 }));
-    if (resumes > 0) dots.push(s("text", { class: "ferry-text", x: point.x + 9, y: point.y - 6 }, `↻${resumes}`));
+    dots.push({ x: point.x, y: point.y, resumes });
   }
-  picture.layer?.replaceChildren(...dots);
+  const free = (dot, n) => dot.resumes > 0 && !dots.slice(0, n).some((one) => one.resumes && Math.abs(one.x - dot.x) < 30 && Math.abs(one.y - dot.y) < 12);
+  picture.layer?.replaceChildren(
+    ...dots.slice(0, MAX_FERRIES).map(({ x, y }) => s("circle", { class: "ferry", cx: x, cy: y, r: 6 })),
+    ...dots.slice(0, MAX_FERRIES).filter(free).map(({ x, y, resumes }) => s("text", { class: "ferry-text", x: x + 9, y: y - 6 }, `↻${resumes}`)),
+  );
 }
 
 // Requests
@@ -422,7 +423,7 @@ function drawSeries(id, kind, words) {
   svg.setAttribute("aria-label", `${words} over ${shownSeconds / 60} minutes: ${summary}`);
   const levels = mean === null ? [0] : [0, top / 2, top];
   svg.replaceChildren(
-    ...levels.map((level) => s("g", {}, s("line", { class: "axis", x1: left, x2: width - 2, y1: y(level), y2: y(level) }), s("text", { class: "soft", x: left - 6, y: y(level) + 4, "text-anchor": "end" }, level ? spent(level).replace(/\.0+ /, " ") : "0"))),
+    ...levels.map((level) => s("g", {}, s("line", { class: "axis", x1: left, x2: width - 2, y1: y(level), y2: y(level) }), s("text", { class: "soft", x: left - 6, y: y(level) + 4, "text-anchor": "end" }, level ? spent(level).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " ") : "0"))),
     ...marks,
     s("text", { class: "soft", x: left, y: height - 4 }, `${shownSeconds / 60} min ago`), s("text", { class: "soft", x: width - 2, y: height - 4, "text-anchor": "end" }, "now"));
   $(`${id}-now`).textContent = summary;
@@ -431,7 +432,7 @@ function drawSeries(id, kind, words) {
 // Events
 
 const SENTENCES = {
-  resumed: (e) => ["moved", count(e.count, "resume"), `The pool of ${nameOf(e.worker)} had room for a part of the embedding at a time.`],
+  resumed: (e) => ["moved", count(e.count, "resume"), `The pool of ${nameOf(e.worker)} holds a part at a time.`],
   second_attempt: (e) => ["warn", "second attempt", `After ${e.code}${e.worker ? ` at ${nameOf(e.worker)}` : ""}.`],
   encode_retry: (e) => ["warn", "encode tried again", `At ${nameOf(e.worker)}.`],
   failover: (e) => ["warn", "failover", `The transfer goes on from ${nameOf(e.worker)}.`],
