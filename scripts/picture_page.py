@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import functools
+import io
 import os
 import signal
 import threading
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from embferry.serve.config import (
@@ -51,7 +54,7 @@ class Shot(NamedTuple):
     scheme: str
 
 
-DOCUMENTED = {"busy": [Shot("page-wide", WIDE, "light")], "resumes": [Shot("page-narrow", NARROW, "dark")]}
+DOCUMENTED = {"resumes": [Shot("page-wide", WIDE, "light"), Shot("page-narrow", NARROW, "dark")]}
 """State → its pictures in the documentation."""
 
 
@@ -105,7 +108,7 @@ class Clients:
 @contextlib.contextmanager
 def opened(browser: Browser, url: str, shots: list[Shot]) -> Iterator[list[tuple[Shot, Page]]]:
     """Yields a live page for each picture."""
-    contexts = [browser.new_context(viewport=shot.size, color_scheme=shot.scheme) for shot in shots]  # type: ignore[arg-type]
+    contexts = [browser.new_context(viewport=shot.size, color_scheme=shot.scheme) for shot in shots]
     pages = [context.new_page() for context in contexts]
     for page in pages:
         page.goto(url)
@@ -116,9 +119,23 @@ def opened(browser: Browser, url: str, shots: list[Shot]) -> Iterator[list[tuple
 
 
 def take(into: Path, pages: list[tuple[Shot, Page]], *, whole: bool) -> None:
+    """Takes the pictures, in few colours so that they are small."""
     for shot, page in pages:
-        page.screenshot(path=into / f"{shot.name}.png", full_page=whole)
-        print(into / f"{shot.name}.png")
+        path = into / f"{shot.name}.png"
+        Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB").quantize(128).save(path, optimize=True)
+        print(path)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for something worth a picture, for a minute at most."""
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+
+
+def told(running: LocalCluster) -> dict[str, Any]:
+    return dict(httpx.get(f"{running.url}/activity", timeout=30, trust_env=False).json())
 
 
 def idle(running: LocalCluster, pages: Callable[[], None]) -> None:
@@ -128,12 +145,25 @@ def idle(running: LocalCluster, pages: Callable[[], None]) -> None:
 
 def busy(running: LocalCluster, pages: Callable[[], None]) -> None:
     with Clients(running.url, 30):
-        time.sleep(12)
+        wait_until(lambda: told(running)["under_way"] == 30)
+        time.sleep(5)
+        pages()
+
+
+def resumes(running: LocalCluster, pages: Callable[[], None]) -> None:
+    with Clients(running.url, 14, tokens=40):
+        time.sleep(20)  # until the processes that decode have started, and the first answers are there
+
+        def is_mixed() -> bool:
+            phases = [one["phases"][-1][0] for one in told(running)["requests"] if one["ended"] is None]
+            return phases.count("transfer") >= 3 and phases.count("decode") >= 3
+
+        wait_until(is_mixed)
         pages()
 
 
 def killed(running: LocalCluster, pages: Callable[[], None]) -> None:
-    with Clients(running.url, 8):
+    with Clients(running.url, 8, tokens=30):
         time.sleep(5)
         encoder = next(worker for worker in running.workers if worker.name.startswith("encode"))
         os.kill(encoder.pid, signal.SIGKILL)
@@ -144,7 +174,7 @@ def killed(running: LocalCluster, pages: Callable[[], None]) -> None:
 STATES: dict[str, tuple[dict[str, Any], Callable[[LocalCluster, Callable[[], None]], None]]] = {
     "idle": ({}, idle),
     "busy": ({}, busy),
-    "resumes": ({"num_blocks": 4, "block_size": 2}, busy),
+    "resumes": ({"num_blocks": 4, "block_size": 2}, resumes),
     "killed": ({}, killed),
 }
 
@@ -168,7 +198,7 @@ def main() -> None:
             if not shots:
                 continue
             with cluster(**transfer) as running, opened(browser, running.url, shots) as pages:
-                play(running, lambda pages=pages: take(chosen.into, pages, whole=chosen.all))  # type: ignore[misc]
+                play(running, functools.partial(take, chosen.into, pages, whole=chosen.all))
         browser.close()
 
 

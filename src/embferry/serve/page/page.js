@@ -47,7 +47,7 @@ function total(name, label = "") {
 // Words
 
 const count = (number, one, many = `${one}s`) => `${whole(number)} ${number === 1 ? one : many}`;
-const digits = (value) => (value < 10 ? value.toFixed(value < 1 ? 2 : 1) : Math.round(value).toString());
+const digits = (value) => (value === 0 || value >= 10 ? Math.round(value).toString() : value.toFixed(value < 1 ? 2 : 1));
 const spent = (seconds) => (seconds < 1 ? `${digits(seconds * 1000)} ms` : `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`);
 const whole = (number) => number.toLocaleString("en");
 const clockTime = (at) => new Date(Date.now() - (now() - at) * 1000).toLocaleTimeString("en-GB");
@@ -90,7 +90,7 @@ const h = (name, attributes = {}, ...children) => fill(document.createElement(na
 const s = (name, attributes = {}, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 
 function fit(text, width) {
-  const most = Math.max(4, Math.floor(width / 7.2));
+  const most = Math.max(4, Math.floor(width / 6.6));
   return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }
 
@@ -220,11 +220,11 @@ function usesWire(request, from, to, kind) {
 
 function routerCard(place) {
   const all = running(), fetching = all.filter((one) => phaseOf(one) === "fetch").length;
-  const lines = [["router", "name"], [count(state.told.under_way, "request"), ""], [fetching ? `${fetching} fetching` : "none fetching", "soft"]];
-  const step = place.sideways ? 24 : 18;
+  const requests = count(state.told.under_way, "request"), fetched = `${fetching || "none"} fetching`;
+  const lines = [["router", "name"], ...(place.sideways ? [[requests, ""], [fetched, "soft"]] : [[`${requests}, ${fetched}`, "soft"]])];
   return s("g", { transform: `translate(${place.x},${place.y})` },
     s("rect", { class: "card", width: place.w, height: place.h, rx: 12 }),
-    lines.map(([text, kind], n) => s("text", { class: kind, x: 14, y: (place.sideways ? 28 : 20) + n * step }, text)));
+    lines.map(([text, kind], n) => s("text", { class: kind, x: 14, y: (place.sideways ? 28 : 25) + n * (place.sideways ? 24 : 22) }, text)));
 }
 
 function workerCard(worker, place) {
