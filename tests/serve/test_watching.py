@@ -11,11 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
+from embferry.serve.config import Settings
 from embferry.serve.http import watching
+from embferry.serve.http.serving import listen, serve_app
 from embferry.serve.http.watching import MAX_WATCHERS
+from embferry.serve.router.app import build
 from tests.serve import pictures
 from tests.serve.conftest import user
-from tests.serve.fakes import ANSWER, BREAK, DAMAGE, POOL, TRANSFER, Deployment, tokens
+from tests.serve.fakes import ANSWER, BREAK, DAMAGE, DEADLINE, POOL, TRANSFER, Deployment, closed_port, tokens
 from tests.serve.inside import Inside
 from tests.serve.vllm.stubs import (
     HOLD,
@@ -280,6 +283,27 @@ def test_streams_end_with_the_router() -> None:
             assert call.sent[-1]["more_body"] is False
 
     asyncio.run(scenario())
+
+
+@pytest.mark.integration
+@pytest.mark.asyncio
+async def test_a_router_that_ends_does_not_wait_for_those_that_watch(caplog: pytest.LogCaptureFixture) -> None:
+    is_over, started = False, asyncio.Event()
+    with closed_port() as nowhere, listen("127.0.0.1", 0) as listener:
+        app = build(Settings(bootstrap_url=nowhere))
+        serving = asyncio.create_task(
+            serve_app(app, listener, started.set, app.stop, lambda: is_over, close_seconds=int(10 * DEADLINE))
+        )
+        async with asyncio.timeout(DEADLINE):
+            await started.wait()
+            reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+            writer.write(f"GET {STREAM} HTTP/1.1\r\nHost: router\r\n\r\n".encode())
+            await reader.readuntil(b"data: ")
+            is_over = True
+            assert (await reader.read()).endswith(b"\r\n0\r\n\r\n")  # the stream has its end
+            await serving
+        writer.close()
+    assert not [record for record in caplog.records if "cut off" in record.getMessage()]
 
 
 @pytest.mark.asyncio
