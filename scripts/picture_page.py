@@ -118,11 +118,16 @@ def opened(browser: Browser, url: str, shots: list[Shot]) -> Iterator[list[tuple
         context.close()
 
 
-def take(into: Path, pages: list[tuple[Shot, Page]], *, whole: bool) -> None:
-    """Takes the pictures, in few colours so that they are small."""
+def take(
+    into: Path, pages: list[tuple[Shot, Page]], condition: Callable[[], bool] = lambda: True, *, whole: bool
+) -> None:
+    """Takes the pictures, each when the condition holds; in few colours so that they are small."""
     for shot, page in pages:
+        wait_until(condition)
         path = into / f"{shot.name}.png"
-        Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB").quantize(128).save(path, optimize=True)
+        Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB").quantize(256, kmeans=1).save(
+            path, optimize=True
+        )
         print(path)
 
 
@@ -150,7 +155,7 @@ def busy(running: LocalCluster, pages: Callable[[], None]) -> None:
         pages()
 
 
-def resumes(running: LocalCluster, pages: Callable[[], None]) -> None:
+def resumes(running: LocalCluster, pages: Callable[..., None]) -> None:
     with Clients(running.url, 14, tokens=40):
         time.sleep(20)  # until the processes that decode have started, and the first answers are there
 
@@ -158,8 +163,7 @@ def resumes(running: LocalCluster, pages: Callable[[], None]) -> None:
             phases = [one["phases"][-1][0] for one in told(running)["requests"] if one["ended"] is None]
             return phases.count("transfer") >= 3 and phases.count("decode") >= 3
 
-        wait_until(is_mixed)
-        pages()
+        pages(is_mixed)
 
 
 def killed(running: LocalCluster, pages: Callable[[], None]) -> None:
@@ -171,7 +175,7 @@ def killed(running: LocalCluster, pages: Callable[[], None]) -> None:
         pages()
 
 
-STATES: dict[str, tuple[dict[str, Any], Callable[[LocalCluster, Callable[[], None]], None]]] = {
+STATES: dict[str, tuple[dict[str, Any], Callable[[LocalCluster, Callable[..., None]], None]]] = {
     "idle": ({}, idle),
     "busy": ({}, busy),
     "resumes": ({"num_blocks": 4, "block_size": 2}, resumes),

@@ -81,6 +81,8 @@ class PassedOn(InstanceEndpoint):
         body = incoming.take()
         asked = await off_loop(JSON_WEIGHT * len(body), self._read, body)
         response.note_ignored(asked.ignored)
+        streams = asked.request.get("stream") is True
+        current_record().describe(streams=streams, kinds=[part.kind for part in asked.pictures])
         request = ClientRequest(asked.request, headers_of(scope, self._settings), len(body), incoming.hold.add)
         check_characters(asked.characters, self.fleet.text_limits(request.model))
         body = await self._prepared(request, asked, body)
