@@ -28,7 +28,7 @@ def command(
     ] = "",
     browser: Annotated[bool, typer.Option(help="Open the page in a browser, if there is one.")] = True,
 ) -> None:
-    """Watch a router at work: prints the URL of its live page, and opens it."""
+    """Print the address of a router's live page, and open it."""
     import httpx
 
     url = base_url(url, "https" if ca else "http")

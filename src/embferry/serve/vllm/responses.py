@@ -80,6 +80,7 @@ class Responses(PassedOn):
                 raise
             log.warning("sent undivided: %s", error.detail)
             self.fleet.metrics.fallbacks.inc()
+            self.fleet.journal.event("fallback")
             return []
 
 
