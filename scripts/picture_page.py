@@ -125,9 +125,8 @@ def take(
     for shot, page in pages:
         wait_until(condition)
         path = into / f"{shot.name}.png"
-        Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB").quantize(256, kmeans=1).save(
-            path, optimize=True
-        )
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+        picture.quantize(256, kmeans=1).save(path, optimize=True)
         print(path)
 
 

@@ -34,13 +34,17 @@ def command(
     url = base_url(url, "https" if ca else "http")
     try:
         verify = dialling_with(ca) if ca else True
-        with httpx.Client(base_url=url, timeout=httpx.Timeout(30, connect=5), trust_env=False, verify=verify) as client:
-            response = client.get("/")
+        timeout = httpx.Timeout(30, connect=5)
+        with (
+            httpx.Client(base_url=url, timeout=timeout, trust_env=False, verify=verify) as client,
+            client.stream("GET", "/") as response,  # its head is enough
+        ):
+            is_page = response.status_code == 200 and response.headers.get("content-type", "").startswith("text/html")
     except TlsFailed as error:
         fail(error.detail)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         fail(reason(url, error, ca), status=1)
-    if response.status_code != 200 or not response.headers.get("content-type", "").startswith("text/html"):
+    if not is_page:
         fail(f"{no_router(response)}, or one of an older version without the page", status=1)
     typer.echo(f"{url}/")
     if browser and _has_browser():
