@@ -89,7 +89,7 @@ class Story:
         record = self.records[number % len(self.records)]
         calls = {
             "phase": lambda: record.phase(["encode", "transfer", "prefill", "decode", "answer"][number % 5]),  # type: ignore[arg-type]
-            "encode": lambda: record.asks("encode", f"encode{number % 20}"),
+            "encode": lambda: record.asks("encode", f"encode{number % 20}", beside_others=number % 3 > 0),
             "language": lambda: record.asks("language", f"language{number % 20}"),
             "arrives": lambda: record.arrives(progress(number % 64, transfers=1 + number % 5)),
             "transferred": lambda: record.has_transferred(value, value / 2),
@@ -167,7 +167,7 @@ def test_everything_that_is_kept_is_bounded() -> None:
     for number in range(3000):
         story.clock.now += 1
         record.phase("encode" if number % 2 else "transfer")
-        record.asks("encode", f"encode{number}" * 100)
+        record.asks("encode", f"encode{number}" * 100, beside_others=True)
         story.journal.event("worker_failed", worker=f"w{number}", reason="x" * 10_000)
         story.journal.sample("ttft", 1.0)
         story.journal.begin(CHAT).end("answered")
@@ -253,6 +253,17 @@ def test_nothing_changes_after_the_end() -> None:
     record.begins_again("worker_failed", "encode0")
     assert record.view() == before
     assert not story.journal.since(NEVER)["events"]
+
+
+def test_a_worker_is_asked_in_place_of_the_one_before_or_beside_it() -> None:
+    record = Story().journal.begin(CHAT)
+    for worker in ("a", "b"):
+        record.asks("encode", worker)
+        record.asks("language", worker)
+    assert (record.encoders, record.language) == (["b"], "b")
+    for worker in ("b", "c"):
+        record.asks("encode", worker, beside_others=True)
+    assert record.encoders == ["b", "c"]
 
 
 # The request that code runs for

@@ -105,13 +105,21 @@ class RequestRecord:
             self.phases.append((name, self._journal.now, None))
             self._touch()
 
-    def asks(self, role: str, worker: str) -> None:
-        """Notes that a worker is asked. Of language workers only the last one counts."""
-        worker = printable(worker, MAX_TEXT)
+    def asks(self, role: str, worker: str, *, beside_others: bool = False) -> None:
+        """Notes that a worker is asked, in place of those of its role that were asked before.
+
+        Args:
+            role: the worker's.
+            worker: its id.
+            beside_others: the encoders that were asked before stay; each has items of its own.
+        """
         if self.ended is not None:
             return
+        worker = printable(worker, MAX_TEXT)
         if role == "language":
             self.language = worker
+        elif not beside_others:
+            self.encoders = [worker]
         elif worker not in self.encoders and len(self.encoders) < MAX_ENCODERS:
             self.encoders.append(worker)
         self._touch()

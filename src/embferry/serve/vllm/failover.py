@@ -131,7 +131,7 @@ class Failover:
         transfer.failed.add(old.incarnation)
         new = await self._encode(transfer, token, avoid={old.encoder.url})
         self._metrics.failovers.labels("replaced").inc()
-        transfer.record.asks("encode", new.encoder.url)
+        transfer.record.asks("encode", new.encoder.url, beside_others=True)
         self._encoder.fleet.journal.event("failover", request=transfer.record, worker=new.encoder.url)
         log.info("replaced an embedding under way: %s", reason, extra={"was": old.encoder.url, "now": new.encoder.url})
 

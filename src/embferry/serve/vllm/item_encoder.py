@@ -128,7 +128,7 @@ class ItemEncoder:
             if len(tried) > len(never):
                 self.fleet.metrics.encode_retries.inc()
                 self.fleet.journal.event("encode_retry", worker=encoder.url)
-            current_record().asks("encode", encoder.url)
+            current_record().asks("encode", encoder.url, beside_others=True)
             tried.add(incarnation)
             if item.uuid in encoder.encoded:
                 self.fleet.metrics.affinity_hits.inc()
