@@ -90,7 +90,7 @@ class Chat(InstanceEndpoint):
         request = ClientRequest(parsed.request, headers, len(body), incoming.hold.add)
         response.note_ignored(parsed.ignored)
         streams = parsed.request.get("stream") is True
-        current_record().describe(streams=streams, kinds=[part.kind for part in parts])
+        current_record().describe(streams=streams, kinds=[part.kind for part in parsed.parts])
         check_characters(parsed.characters, self.fleet.text_limits(request.model))
         del body
         fetcher, limits = self.fleet.fetcher, self._settings.media
