@@ -6,13 +6,13 @@ VLLM_PY := .venv-vllm/bin/python
 SGLANG_PY := .venv-sglang/bin/python
 
 VLLM := vllm or vllm_more or vllm_http
-OWN_RUN := sweeps or engines or sglang or $(VLLM)
+OWN_RUN := sweeps or engines or sglang or browser or $(VLLM)
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
-	setup-tests setup-engines setup-vllm setup-sglang test-sglang test-sglang-more lint format docs bench bench-vllm bench-sglang clean
+.PHONY: help setup demo test test-fast test-integration test-browser test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
+	setup-tests setup-browser setup-engines setup-vllm setup-sglang test-sglang test-sglang-more lint format docs bench bench-vllm bench-sglang clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -23,6 +23,9 @@ setup: ## make .venv; instant when it is up to date
 
 setup-tests:
 	@$(PYTHON) scripts/setup_env.py --tests
+
+setup-browser:
+	@$(PYTHON) scripts/setup_env.py --browser
 
 setup-engines:
 	@$(PYTHON) scripts/setup_env.py --tests --engines
@@ -68,6 +71,9 @@ relay: setup-tests ## every fault in every hop of a running stack, and FLIPS fli
 test-sweeps: setup-tests ## every fault in every hop of a running stack, many places, many requests: some minutes
 	@$(PY) -m pytest -m "sweeps and not engines" -n 3 --dist loadfile
 
+test-browser: setup-browser ## the live page of a router in a real browser, Chromium
+	@$(PY) -m pytest -m browser tests/serve/browser
+
 test-engines: setup-engines ## the mooncake and nixl transports on their real engines
 	@$(PY) -m pytest -m "engines and not ($(VLLM))"
 
@@ -91,7 +97,7 @@ test-sglang: setup-sglang ## SGLang's servers, divided by the plug-in; makes .ve
 test-sglang-more: setup-sglang ## a small comparison of SGLang's servers, measured for real: some minutes
 	@$(SGLANG_PY) -m pytest -m sglang tests/bench/serving
 
-test-all: test test-sweeps test-engines test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http ## every test
+test-all: test test-browser test-sweeps test-engines test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http ## every test
 
 lint: setup ## style, types, imports, names, lengths, English, generated documents
 	$(BIN)/ruff check .

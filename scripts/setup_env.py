@@ -1,8 +1,9 @@
 """Makes ``.venv`` and installs the project into it, at the versions of ``constraints.txt``. Standard library only.
 
 ``--tests`` adds the system commands that tests use; ``--engines`` adds the engines of the mooncake and nixl transports
-and the system libraries that they load. Does nothing if ``.venv`` is up to date with ``pyproject.toml`` and
-``constraints.txt``. Two runs at once wait for each other. Packages come from the index of pip's own settings.
+and the system libraries that they load; ``--browser`` adds Playwright and Chromium. Does nothing if ``.venv`` is up to
+date with ``pyproject.toml`` and ``constraints.txt``. Two runs at once wait for each other. Packages come from the index
+of pip's own settings.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from run_command import run_command
-from system_packages import COMMANDS, LIBRARIES, provide
+from system_packages import BROWSER, COMMANDS, LIBRARIES, provide
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -27,6 +28,8 @@ PYTHON = VENV / "bin" / "python"
 EXTRAS = {False: ("serve",), True: ("serve", "mooncake", "nixl")}
 """The extras installed without and with ``--engines``."""
 STAMPS = {False: VENV / "installed", True: VENV / "installed-engines"}
+BROWSER_STAMP = VENV / "installed-browser"
+BROWSER_GROUP = "browser"
 ENGINE_LIBRARIES = f"lib/python3.{sys.version_info[1]}/site-packages/mooncake_transfer_engine_non_cuda.libs"
 """Folder in ``.venv`` where the Mooncake engine looks for libraries before it looks in the system."""
 INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup_env.py")
@@ -40,11 +43,16 @@ def main() -> None:
         wanted = fingerprint()
         if not (STAMPS[engines].exists() and STAMPS[engines].read_text() == wanted and works()):
             make(engines, wanted)
+        if "--browser" in sys.argv[1:] and not (BROWSER_STAMP.exists() and BROWSER_STAMP.read_text() == wanted):
+            install(*group_requirements(BROWSER_GROUP))
+            BROWSER_STAMP.write_text(wanted)
         # Each time, because .venv may have been copied from another machine.
         if engines:
             provide(LIBRARIES, VENV / ENGINE_LIBRARIES)
         if "--tests" in sys.argv[1:]:
             provide(COMMANDS)
+        if "--browser" in sys.argv[1:]:
+            provide(BROWSER)
 
 
 @contextmanager
@@ -68,13 +76,16 @@ def make(engines: bool, wanted: str) -> None:
     else:
         run([sys.executable, "-m", "venv", "--clear", str(VENV)], "is the venv module installed (python3-venv)?")
     project = f"{ROOT}[{','.join(EXTRAS[engines])}]"
-    run(
-        [str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", "-e", project, *group_requirements()],
-        "does pip reach a package index? its settings are PIP_* and pip.conf",
-    )
+    install("-e", project, *group_requirements("lint", "test"))
     for done in {False, engines}:
         STAMPS[done].write_text(wanted)
     print(f"setting up .venv: done in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def install(*what: str) -> None:
+    """Installs with pip."""
+    hint = "does pip reach a package index? its settings are PIP_* and pip.conf"
+    run([str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", *what], hint)
 
 
 def use_supported_python() -> None:
@@ -108,12 +119,12 @@ def works() -> bool:
     return answer.stdout.strip() == f"{sys.version_info[:2]} True {VENV}"
 
 
-def group_requirements() -> list[str]:
-    """Returns the development tools. Read here because pip knows ``--group`` only from 25.1 on."""
+def group_requirements(*names: str) -> list[str]:
+    """Returns the development tools of groups, or of all. Read here because pip knows ``--group`` only from 25.1 on."""
     import tomllib  # here, because an unsupported Python may lack it and must reach the message above
 
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    return [requirement for group in groups.values() for requirement in group]
+    return [requirement for name in names or groups for requirement in groups[name]]
 
 
 def run(command: list[str], hint: str) -> None:

@@ -44,6 +44,7 @@ COMMANDS = (
     Need("curl", "curl", "a test resumes a download with it"),
     Need("wget", "wget", "a test resumes a download with it"),
 )
+BROWSER = (Need("chromium", "chromium", "the tests of the live page open it in this browser"),)
 
 
 def provide(needs: Sequence[Need], folder: Path | None = None) -> None:

@@ -28,7 +28,7 @@ RAISED = {
     "serve/errors.py ", "serve/byte_budget.py _full", "serve/media/checks.py exhausted",
     "serve/http/connections.py BoundedProtocol.cut_off",
     "serve/media/decoding/child.py Child._wait_until_ready", "serve/media/decoding/pool.py DecoderPool._started",
-    "serve/vllm/failover.py Failover.fail",
+    "serve/vllm/failover.py Failover.fail", "serve/http/watching.py Watching.watch",
 }  # fmt: skip
 """Errors with status 503, which become responses in the two functions tested below."""
 ANSWERED = {

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from embferry import __version__
-from embferry.cli import api_keys, ask, bench, ec, keys, migrate, processes
+from embferry.cli import api_keys, ask, bench, ec, keys, migrate, processes, ui
 from embferry.cli.options import SettingsCommand
 from embferry.cli.plain import PlainCommand
 from embferry.observe.logs import own_process
@@ -53,6 +53,7 @@ app.command("encode", cls=SettingsCommand, context_settings=WIDE)(processes.enco
 app.command("language", cls=SettingsCommand, context_settings=WIDE)(processes.language)
 app.command("bootstrap", cls=SettingsCommand, context_settings=WIDE)(processes.bootstrap)
 app.command("ask", cls=PlainCommand)(ask.command)
+app.command("ui", cls=PlainCommand)(ui.command)
 app.command("migrate", cls=PlainCommand)(migrate.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ec.app, name="ec")

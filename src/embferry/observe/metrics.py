@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from embferry.observe.logs import dropped_lines
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PUBLIC_LABELS = ("phase", "role", "outcome", "code", "kind", "reason")
+"""Labels whose values are words of this project."""
 
 
 class Metrics:
@@ -28,6 +30,22 @@ class Metrics:
         self.histogram = partial(Histogram, buckets=self.buckets, registry=self.registry)
         lines = self.gauge("embferry_log_lines_dropped", "Log lines that were dropped because the log was not read")
         lines.set_function(dropped_lines)
+
+    def totals(self) -> dict[str, float]:
+        """Returns each counter and gauge, and the number of observations of each histogram, by name and labels.
+
+        They are those of :meth:`exposition`, except that only labels of ``PUBLIC_LABELS`` are told: the others are
+        summed over.
+        """
+        found: dict[str, float] = {}
+        for family in self.registry.collect():
+            for sample in family.samples:
+                if sample.name == family.name or sample.name.endswith(("_total", "_count")):
+                    labels = [name for name in PUBLIC_LABELS if name in sample.labels]
+                    told = ",".join(f'{name}="{sample.labels[name]}"' for name in labels)
+                    name = f"{sample.name}{{{told}}}" if told else sample.name
+                    found[name] = found.get(name, 0) + sample.value
+        return found
 
     def exposition(self) -> bytes:
         """Returns all metrics in the text format of Prometheus."""
@@ -76,3 +94,5 @@ class RouterMetrics(ChatMetrics):
         self.transfers = counter("embferry_transfers", "Transfers of embeddings behind finished answers", ["phase"])
         self.transfer_tokens = counter("embferry_transfer_tokens", "Tokens of embeddings transferred")
         self.transfer_bytes = counter("embferry_transfer_bytes", "Bytes of embeddings transferred")
+        about = "From the first token of an embedding to its last, as the language worker saw them"
+        self.transfer_seconds = self.histogram("embferry_chat_transfer_seconds", about)

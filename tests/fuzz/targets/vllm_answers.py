@@ -7,8 +7,8 @@ from typing import Any
 
 from embferry.serve.http.answers import read_json
 from embferry.serve.vllm.failures import VerbatimError
-from embferry.serve.vllm.fleet import _models
 from embferry.serve.vllm.instance import Instance
+from embferry.serve.vllm.instance_models import models_of
 from embferry.serve.vllm.language_call import EncodeAgainError, _check_complete, _error_event, _has_text, _parse_event
 
 from ..engine import Target
@@ -64,4 +64,4 @@ def _completion(body: bytes) -> None:
 
 
 def _listed(body: bytes) -> None:
-    assert all(isinstance(name, str) for name in _models(read_json(body))), "a model's name is no text"
+    assert all(isinstance(name, str) for name in models_of(read_json(body))), "a model's name is no text"

@@ -6,7 +6,7 @@ from random import Random
 
 from embferry.serve.errors import ServeError, from_body
 from embferry.serve.http.answers import read_json
-from embferry.serve.router.worker_call import _event
+from embferry.serve.router.worker_events import parse_event
 
 from ..engine import Target
 from ..raw import Pieces
@@ -26,6 +26,7 @@ class WorkerEvents(Target):
                 {"type": "end", "finish_reason": "stop", "usage": {"prompt_tokens": 3}, "transfer": None},
                 {"type": "error", "error": error},
                 {"type": "ping"},
+                {"type": "progress", "tokens": 3, "total_tokens": 5, "transfers": 2, "bytes": 9, "transport": "shm"},
             )
         )
 
@@ -34,7 +35,7 @@ class WorkerEvents(Target):
 
     def run(self, pieces: Pieces) -> None:
         line = b"".join(pieces)
-        event = _event(line)
+        event = parse_event(line)
         if event["type"] == "error":
             reported = from_body(read_json(line), 502)
             assert 400 <= reported.http_status <= 599, "an error without a status"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,7 +24,9 @@ from embferry.serve.http.fleet_pages import fleet_routes
 from embferry.serve.http.proofs import Proofs
 from embferry.serve.http.status import status_routes
 from embferry.serve.http.unproved import Unproved, rates_of
+from embferry.serve.http.watching import Watching
 from embferry.serve.openai.ignored import HEADER
+from embferry.serve.page import FOLDER, page_routes
 from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.requests import ROUTER
 from embferry.trust.trust import Trust
@@ -38,10 +40,11 @@ class RouterApp:
 
     Attributes:
         own_addresses: IP addresses of backends, for whose connections the server keeps room.
+        stop: to be called before connections are closed: ends what has no end of its own.
     """
 
-    def __init__(self, app: ASGIApp, own_addresses: Collection[str]) -> None:
-        self._app, self.own_addresses = app, own_addresses
+    def __init__(self, app: ASGIApp, own_addresses: Collection[str], stop: Callable[[], Awaitable[None]]) -> None:
+        self._app, self.own_addresses, self.stop = app, own_addresses, stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
@@ -60,22 +63,25 @@ def router_app(
     Raises:
         ApiKeysError: ``router.api_keys_file`` cannot be used.
     """
+    watching = Watching(backends)
     posts = [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
-    routes = [*posts, *status_routes(backends), *fleet_routes(backends), *routes]
+    pages = [*status_routes(backends), *fleet_routes(backends), *watching.routes, *page_routes()]
+    routes = [*posts, *pages, *routes]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        watching = asyncio.create_task(backends.watch())
+        probing = asyncio.create_task(backends.watch())
         try:
             yield
         finally:
-            watching.cancel()
-            await asyncio.wait({watching})
+            probing.cancel()
+            await watching.end()
+            await asyncio.wait({probing})
             for endpoint in endpoints.values():
                 await endpoint.drain()
             await backends.close()
 
-    public = [route for route in routes if not route.path.startswith(PARTS)]
+    public = [route for route in routes if not route.path.startswith((PARTS, FOLDER))]
     handlers = exception_handlers(error_response, paths=sorted(map(_described, public)))
     app = exact_paths_app(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     router = backends.settings.router
@@ -90,7 +96,7 @@ def router_app(
     if (cluster_keys := Trust.of_environment().keys) is not None:
         checker = ProofChecker(cluster_keys, ROUTER, "the router")
         outer = Proofs(outer, checker, lambda path: not path.startswith(PARTS))
-    return RouterApp(outer, backends.own_addresses)
+    return RouterApp(outer, backends.own_addresses, watching.end)
 
 
 def _for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

@@ -17,6 +17,7 @@ from embferry.observe.metrics import ChatMetrics
 from embferry.serve.byte_budget import ByteBudget
 from embferry.serve.config import Settings
 from embferry.serve.http.descriptors import within_open_files
+from embferry.serve.http.journal import Journal
 from embferry.serve.media.fetch import Fetcher
 from embferry.trust.bounded_answers import bounded_client
 
@@ -69,6 +70,7 @@ class Backends(ABC, Generic[M]):
         fetcher: fetches the media of requests.
         budget: bounds the bytes of the requests being handled.
         own_addresses: IP addresses of backends that call this router, for whose connections room is kept.
+        journal: what is done for requests.
     """
 
     keepalive_seconds: ClassVar[float] = 5.0
@@ -89,6 +91,7 @@ class Backends(ABC, Generic[M]):
         self.client = client(within_open_files(MAX_CALLS, DESCRIPTORS))
         self.control = client(None)
         self.own_addresses: set[str] = set()
+        self.journal = Journal()
         self.fetcher = Fetcher(settings.media, certificates, within_open_files(MAX_FETCHES, FETCHES_DESCRIPTORS))
         router = settings.router
         each = router.max_held_bytes_per_client

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from embferry.observe.logs import about
+from embferry.observe.metrics import ChatMetrics
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.errors import CODES, ServeError
@@ -21,6 +22,7 @@ from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.encoding import unpacked
 from embferry.serve.http.errors import error_response
+from embferry.serve.http.journal import current_record
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.openai.reply import error_event
 from embferry.serve.shared_threads import acting_for
@@ -75,6 +77,11 @@ class ClientResponse:
             self.headers += ignored.headers
             self.facts["ignored"] = str(ignored)
 
+    def first_token(self, metrics: ChatMetrics) -> None:
+        """Counts the time to the first token, which goes to the client now."""
+        metrics.first_token_seconds.observe(self.seconds)
+        current_record().first_token(self.seconds)
+
     @property
     def seconds(self) -> float:
         """Seconds since the request arrived."""
@@ -122,6 +129,7 @@ class ChatEndpoint(ABC, Generic[B]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics, client = self.fleet.metrics, scope.setdefault("state", {}).get("client", "")
         with (
+            self.fleet.journal.request(scope["path"]) as record,
             metrics.in_flight.track_inprogress(),
             metrics.seconds.time(),
             self.fleet.budget.hold(client=client) as hold,
@@ -129,10 +137,12 @@ class ChatEndpoint(ABC, Generic[B]):
         ):
             response = ClientResponse(send)
             scope["state"]["facts"] = response.facts
+            response.facts["number"] = record.number
 
             def client_left() -> None:
                 response.facts["outcome"] = "client left"
                 self.fleet.metrics.aborted.inc()
+                self.fleet.journal.event("client_left")
 
             incoming: Incoming | None = None
 
@@ -149,6 +159,7 @@ class ChatEndpoint(ABC, Generic[B]):
                 await run_until_disconnect(
                     self.respond(self.answer(incoming, scope, response), response), receive, client_left
                 )
+            record.end(response.facts.get("outcome") or "answered" if response.started else "client left")
 
     async def respond(self, work: Coroutine[Any, Any, None], response: ClientResponse) -> None:
         """Awaits a part of the work within the time that is left, and reports its failure."""
@@ -164,6 +175,7 @@ class ChatEndpoint(ABC, Generic[B]):
 
     async def _fail(self, error: ServeError, response: ClientResponse) -> None:
         self.fleet.metrics.errors.labels(error.code).inc()
+        current_record().fails(error.code)
         response.facts |= {"outcome": error.code, "error": error.detail}
         level, count = logging.DEBUG if error.http_status < 500 else logging.WARNING, 0
         if error.http_status == 503:  # as many as clients ask while there is no room

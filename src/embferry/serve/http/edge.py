@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 CLIENT_LEFT_STATUS = 499
 """Logged when the client leaves before the response begins."""
-LIMITED = ("/v1/", "/tokenize", "/detokenize", "/workers", "/sd", "/debug/")
+LIMITED = ("/v1/", "/tokenize", "/detokenize", "/workers", "/sd", "/debug/", "/activity")
 """The beginnings of paths whose clients are limited, and need an API key where there are some."""
 MAX_PATH = 80
 """Characters of a path in a line on a terminal."""
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_POLLED = frozenset({"/health", "/ready", "/metrics", "/sd"})
+_POLLED = frozenset({"/health", "/ready", "/metrics", "/sd", "/activity"})
 """Paths that monitoring asks every few seconds; logged at debug level."""
 
 

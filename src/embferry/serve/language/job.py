@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from typing import Any
 from embferry.disaggregation.queues import ReceivingEnd
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output
+from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
 from embferry.serve.language.messages import GenerateRequest
@@ -19,6 +21,8 @@ from embferry.serve.language.prompting import Built
 Event = ServeError | dict[str, Any]
 ACCEPTED: Event = {"type": "accepted"}
 """The first event of a job whose prompt is valid; not sent. Token events, the end event or an error follow."""
+PROGRESS_SECONDS = 0.25
+"""Seconds between two events about the embedding of a job, at least; the last one does not wait."""
 
 
 @dataclass(eq=False)
@@ -35,6 +39,7 @@ class Job:
         finish_reasons: why each choice has ended, by its number.
         hold: the bytes that the job holds, counted against ``language.max_held_bytes``.
         marks: the time at which the job reached each stage, in monotonic seconds.
+        told: the tokens of the embedding of which the caller knows, and the time at which it was told.
     """
 
     id: str
@@ -47,6 +52,7 @@ class Job:
     finish_reasons: dict[int, str] = field(default_factory=dict)
     receiver: ReceivingEnd | None = None
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})
+    told: tuple[int, float] = (0, 0.0)
 
     def mark(self, name: str) -> None:
         """Records the time of a stage, unless it is recorded already."""
@@ -69,6 +75,39 @@ class Job:
             "bytes": tokens * receiver.manager.geometry.layout.token_bytes,
             "transport": receiver.transport,
         }
+
+    def progress(self, tokens: int) -> dict[str, Any] | None:
+        """Returns the event that so many tokens of the embedding have arrived; None if it is not wanted now.
+
+        An event follows the one before after ``PROGRESS_SECONDS``, the last one at once. That one has the ``seconds``
+        from the first token to the last, and how many seconds ``ago`` that was.
+        """
+        transfer, now = self.transfer() if self.request.progress else None, time.monotonic()
+        if transfer is None or transfer["total_tokens"] < 0:
+            return None
+        is_last = "transferred" in self.marks
+        if not is_last and (tokens <= self.told[0] or now - self.told[1] < PROGRESS_SECONDS):
+            return None
+        self.told = tokens, now
+        grants = transfer.pop("initial") + transfer.pop("resumed")
+        event = {"type": "progress", "tokens": tokens, "transfers": grants, **transfer}
+        if is_last:
+            last = self.marks.get("last_token_here", now)
+            spent = last - self.marks.get("first_token_here", last)
+            event |= {"seconds": round(max(0.0, spent), 6), "ago": round(max(0.0, now - last), 6)}
+        return event
+
+    def note_arrival(self) -> None:
+        """Notes the times of the first and of the last token of the embedding, when the transfer has changed.
+
+        The engine thread, which may be in a long step, would see them later. Runs on the driver thread; never raises.
+        """
+        receiver = self.receiver
+        with contextlib.suppress(EmbeddingTransferError):
+            if receiver is not None and receiver.transferred_tokens:
+                self.mark("first_token_here")
+                if receiver.transferred_tokens == receiver.total_embedding_length:
+                    self.mark("last_token_here")
 
     def timing(self) -> dict[str, float]:
         """Returns the field ``timing`` of the end event: seconds from the request to each stage that was reached."""

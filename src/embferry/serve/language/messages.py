@@ -159,6 +159,7 @@ class GenerateRequest(Struct, frozen=True):
         continues: the answer continues the last message.
         room: from the encode worker's response, as ``endpoint``; null if there are no items.
         client: the router's name for the client, whose prompts take turns with those of others.
+        progress: how much of the embedding has arrived is told in events of its own, which older routers do not know.
     """
 
     request_id: Annotated[str, Meta(max_length=512)]
@@ -171,6 +172,7 @@ class GenerateRequest(Struct, frozen=True):
     items: list[Item] = []
     sampling: Sampling = Sampling()
     client: Annotated[str, Meta(max_length=512)] = ""
+    progress: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):

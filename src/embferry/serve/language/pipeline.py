@@ -89,7 +89,7 @@ class JobPipeline:
         job.prompt = job.built.prompt
         if self._receives(job.prompt):
             job.receiver = self._open(job, job.prompt)
-            job.receiver.wake_on_change(wake)
+            job.receiver.wake_on_change(partial(_changed, job, wake) if job.request.progress else wake)
             self.prealloc_queue.add(job, job.receiver)
         else:
             self._schedule(job, job.prompt)
@@ -126,6 +126,9 @@ class JobPipeline:
             self.guard(request.req, self._arrived, request.req)
         for request in self.transfer_queue.pop_transferred():
             self.guard(request.req, self._transferred, request.req)
+        for request in list(self.transfer_queue.queue):
+            if request.req.id in self.jobs and request.transferred_tokens:
+                self.guard(request.req, self._tell_progress, request.req, request.transferred_tokens)
 
     def _arrived(self, job: Job) -> None:
         job.mark("arrived")
@@ -138,6 +141,12 @@ class JobPipeline:
             self._arrived(job)
         job.mark("transferred")
         self.metrics.transferred(job)
+        if job.receiver is not None:
+            self._tell_progress(job, job.receiver.total_embedding_length)
+
+    def _tell_progress(self, job: Job, tokens: int) -> None:
+        if (event := job.progress(tokens)) is not None:
+            job.deliver(event)
 
     def step(self) -> bool:
         """Runs one scheduler step for every sequence that can continue; returns false if none can."""
@@ -207,3 +216,9 @@ class JobPipeline:
         for step in steps:
             if (failed := attempt(step)) is not None:
                 log.error("a job could not be removed everywhere", exc_info=failed)
+
+
+def _changed(job: Job, wake: Callable[[], None]) -> None:
+    """Tells of a change of a job's transfer. Runs on the driver thread, without a lock of the manager."""
+    job.note_arrival()
+    wake()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from embferry.serve.errors import ServeError
+from embferry.serve.http.journal import current_record
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.router.worker_call import WorkerLostError
 
@@ -46,6 +47,7 @@ class Attempts:
         self._failures.append(error)
         log.warning("asking %s: %s", "once more" if self.prefer else "other workers", error.detail)
         self._fleet.metrics.second_attempts.inc()
+        current_record().begins_again(error.code, worker.id)
         return True
 
     def explain(self, error: ServeError) -> None:

@@ -16,6 +16,7 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
+from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.openai.reply import Answer
@@ -53,6 +54,7 @@ class Chat(ChatEndpoint[Fleet]):
         ignored = Ignored()
         asked = await off_loop(JSON_WEIGHT * incoming.nbytes, self._parsed, incoming.take(), ignored)
         response.note_ignored(ignored)
+        current_record().describe(streams=asked.streams, kinds=[one.kind for one in asked.media])
         asked.items = await load_media(asked.media, self.fleet.fetcher, self._settings.media, incoming.hold.add)
         asked.media.clear()
         incoming.hold.set(asked.nbytes + nbytes_of(asked.items))
@@ -109,7 +111,7 @@ class Chat(ChatEndpoint[Fleet]):
                     answer.finish(told)
                     break
                 if not answer.num_tokens:
-                    self.fleet.metrics.first_token_seconds.observe(response.seconds)
+                    response.first_token(self.fleet.metrics)
                 answer.add(told)
                 if "top" in told and not asked.streams:
                     hold.add(LOGPROB_BYTES * (1 + len(told["top"])))
@@ -137,6 +139,9 @@ class Chat(ChatEndpoint[Fleet]):
             self.fleet.metrics.transfers.labels(phase).inc(transfer.get(phase, 0))
         self.fleet.metrics.transfer_tokens.inc(transfer.get("total_tokens", 0))
         self.fleet.metrics.transfer_bytes.inc(transfer.get("bytes", 0))
+        if transfer:
+            tokens, grants = transfer.get("total_tokens", 0), transfer.get("initial", 0) + transfer.get("resumed", 0)
+            current_record().progress({**transfer, "tokens": tokens, "transfers": grants})
         facts = {f"transfer_{key}": value for key, value in transfer.items()}
         return {"outcome": "answered", "tokens": answer.num_tokens, **facts}
 

@@ -21,6 +21,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import Backends, KnownWorker, reason_of
 from embferry.serve.http.calls import add_digests, checked_body
+from embferry.serve.http.journal import EventKind
 from embferry.serve.http.proofs import ProvedRequests, worker_context
 from embferry.serve.openai.reply import model_object
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content
@@ -123,6 +124,8 @@ class Fleet(Backends[RouterMetrics]):
         for word, ids in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
             for worker in map((now | before).__getitem__, sorted(ids)):
                 log.info("worker %s", word, extra={"worker": worker.id, "role": worker.role, "url": worker.url})
+                kind: EventKind = "worker_found" if word == "joined" else "worker_lost"
+                self.journal.event(kind, worker=worker.id, role=worker.role)
         self._workers, self._last_list, self._trouble, self._is_warned = workers, time.monotonic(), "", False
         self._proofs = {id: proof for id, proof in self._proofs.items() if id in now}
         for role in ROLES:

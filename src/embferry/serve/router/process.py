@@ -51,6 +51,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
                 app,
                 listener,
                 start,
+                app.stop,
                 close_seconds=DRAIN_SECONDS,
                 limits=limits,
                 share=DESCRIPTORS,

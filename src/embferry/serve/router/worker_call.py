@@ -17,8 +17,10 @@ from embferry.serve.errors import ServeError, from_body
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests, checked_body, checked_lines, is_streamed
+from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import off_loop
 from embferry.serve.router.fleet import Fleet
+from embferry.serve.router.worker_events import parse_event
 from embferry.serve.shared_threads import current_client
 from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_ANSWER_BYTES, MAX_COMPLETION_BYTES
 from embferry.trust.digests import DamagedError, content_digest
@@ -28,8 +30,6 @@ log = logging.getLogger(__name__)
 
 ABORT_TIMEOUT = 2.0
 """Seconds that a worker may take to accept an abort. What it still holds after that is freed by its own time-outs."""
-MAX_CHOICES = 128
-"""Choices of a request."""
 PIECE_BYTES = 64 << 10
 """Bytes of a body that a worker must take within ``router.stall_timeout``: a slow link is not a stalled worker."""
 _NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -94,6 +94,7 @@ class WorkerCall:
             WorkerLostError: a message was damaged, so that this attempt cannot succeed.
             ServeError: no_worker; any error of the encode worker.
         """
+        current_record().phase("encode")
         request = {"room": self.room, "request_id": self._request_id, "items": items, "client": current_client()}
         body = await off_loop(nbytes_of(items), msgspec.msgpack.encode, request)
         self._encoder, content = await self._first("encode", "/encode", body, "application/msgpack", self._whole)
@@ -121,15 +122,20 @@ class WorkerCall:
             ServeError: no_worker; any error of the worker.
         """
         request = {"room": self.room, "request_id": self._request_id, **prompt, "sampling": sampling}
-        request["client"] = current_client()
+        request |= {"client": current_client(), "progress": True}
         body = await off_loop(nbytes, msgspec.json.encode, request | self._encoded)
         worker, response = await self._first("language", "/generate", body, "application/json", self._begun)
+        if self.room is None:
+            current_record().phase("prefill")
         try:
             async for line in checked_lines(response):
-                event = _event(line)
+                event = parse_event(line)
                 if event["type"] == "error":
                     raise self._reported(worker, from_body(event, 502))
                 if event["type"] == "ping":
+                    continue
+                if event["type"] == "progress":
+                    self._progressed(event)
                     continue
                 self._ended = event["type"] == "end"
                 yield event
@@ -148,6 +154,14 @@ class WorkerCall:
         why = "the language worker broke off before the end of the answer"
         raise WorkerLostError(worker, ServeError("worker_failed", why))
 
+    def _progressed(self, event: dict[str, Any]) -> None:
+        """Notes how much of the embedding a language worker has received."""
+        record = current_record()
+        record.arrives(event)
+        if "seconds" in event:
+            self._fleet.metrics.transfer_seconds.observe(event["seconds"])
+            record.has_transferred(event["seconds"], event["ago"])
+
     async def ask_language(self, path: str, request: dict[str, Any], nbytes: int) -> Any:
         """Returns the answer of a language worker that comes at once, as a JSON value.
 
@@ -160,6 +174,7 @@ class WorkerCall:
             WorkerLostError: a message was damaged.
             ServeError: no_worker; any error of the worker.
         """
+        current_record().phase("answer")
         request = {**request, "request_id": self._request_id, "client": current_client()}
         body = await off_loop(nbytes, msgspec.json.encode, request)
         _, content = await self._first("language", path, body, "application/json", self._whole)
@@ -199,6 +214,7 @@ class WorkerCall:
             if worker not in self.workers:
                 self.workers.append(worker)
                 self._in_flight.enter_context(self._fleet.count_in_flight(worker.id))
+            current_record().asks(role, worker.id)
             try:
                 response = await self._fleet.client.send(
                     add_digests(request, digest), stream=True, auth=self._fleet.proof_of(worker)
@@ -259,6 +275,7 @@ class WorkerCall:
         self._fleet.metrics.worker_failures.labels(role).inc()
         facts = {"worker": worker.id, "url": worker.url, "reason": self._reason(error)}
         log.warning("a worker failed", extra=facts)
+        self._fleet.journal.event("worker_failed", worker=worker.id, role=role, reason=self._reason(error))
 
     def _lost(self, role: Role, worker: Worker, error: httpx.TransportError) -> WorkerLostError:
         why = f"the {role} worker broke off: {self._reason(error)}"
@@ -268,6 +285,7 @@ class WorkerCall:
         self._fleet.metrics.damaged.labels(role).inc()
         facts = {"worker": worker.id, "url": worker.url, "reason": why}
         log.warning("a message between router and worker arrived damaged", extra=facts)
+        self._fleet.journal.event("damaged", worker=worker.id, role=role)
         what = f"what router and {role} worker sent each other arrived damaged: {why}"
         return WorkerLostError(worker, ServeError("network_damage", what), damaged=True)
 
@@ -349,36 +367,3 @@ def _unless_error(status: int, content: bytes) -> bytes:
     if status != 200 or (isinstance(answer, dict) and "error" in answer):
         raise from_body(answer, status if status != 200 else 502)
     return content
-
-
-def _is_token(event: dict[str, Any]) -> bool:
-    choice, text = event.get("choice", 0), event["text"]
-    is_named = isinstance(choice, int) and 0 <= choice < MAX_CHOICES
-    has_logprob = "logprob" in event
-    is_right = not has_logprob or (
-        isinstance(event["logprob"], float | int)
-        and isinstance(event["piece"], str)
-        and all(isinstance(piece, str) and isinstance(value, float | int) for piece, value in event["top"])
-    )
-    return isinstance(text, str) and isinstance(event["token_id"], int) and is_named and is_right
-
-
-def _is_end(event: dict[str, Any]) -> bool:
-    reasons = event.get("finish_reasons") or [event["finish_reason"]]
-    return all(isinstance(reason, str) for reason in reasons) and isinstance(event["usage"], dict)
-
-
-_VALID = {"token": _is_token, "end": _is_end}
-"""Event → a test for its fields."""
-
-
-def _event(line: bytes) -> dict[str, Any]:
-    try:
-        event = read_json(line)
-        if event["type"] not in ("token", "end", "error", "ping"):
-            raise ValueError
-        if event["type"] in _VALID and not _VALID[event["type"]](event):
-            raise ValueError
-    except (ValueError, KeyError, TypeError) as error:
-        raise ServeError("worker_failed", f"the language worker sent a malformed event: {line[:200]!r}") from error
-    return dict(event)

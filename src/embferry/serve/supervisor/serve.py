@@ -83,6 +83,7 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
                 cluster.start()
                 cluster.wait_ready()
                 log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
+                log.info("watch it at work: %s/", cluster.url)
                 _invite(cluster)
                 interrupts.wait()
             except KeyboardInterrupt:

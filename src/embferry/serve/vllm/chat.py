@@ -17,6 +17,7 @@ from starlette.types import Scope
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.chat import ClientResponse, Incoming
+from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.text_limit import check_characters
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
@@ -78,7 +79,7 @@ class Chat(InstanceEndpoint):
         async with AsyncExitStack() as held:
             answer = await self._answer(incoming, scope, held, response)
             if answer.rest is not None:
-                self.fleet.metrics.first_token_seconds.observe(response.seconds)
+                response.first_token(self.fleet.metrics)
             await _forward(self.fleet, answer, response)
 
     async def _answer(self, incoming: Incoming, scope: Scope, held: AsyncExitStack, response: ClientResponse) -> Answer:
@@ -88,6 +89,8 @@ class Chat(InstanceEndpoint):
         text_alone, headers = parsed.text_alone, headers_of(scope, self._settings)
         request = ClientRequest(parsed.request, headers, len(body), incoming.hold.add)
         response.note_ignored(parsed.ignored)
+        streams = parsed.request.get("stream") is True
+        current_record().describe(streams=streams, kinds=[part.kind for part in parsed.parts])
         check_characters(parsed.characters, self.fleet.text_limits(request.model))
         del body
         fetcher, limits = self.fleet.fetcher, self._settings.media
@@ -117,6 +120,7 @@ class Chat(InstanceEndpoint):
                 raise
             log.warning("sent undivided: %s", error.detail)
         self.fleet.metrics.fallbacks.inc()
+        self.fleet.journal.event("fallback")
         undivided = with_parts(request.content, [(part, item.part()) for part, item in media])
         return await self._ask(self.fleet, request, await request.as_json(undivided, items), held)
 
@@ -134,6 +138,7 @@ class Chat(InstanceEndpoint):
             raise first
         log.warning("encoding again: %s", first.detail)
         self.fleet.metrics.second_attempts.inc()
+        current_record().begins_again(first.code, "")
         try:
             return await self._split(request, media, avoid, held, again=True)
         except ServeError as error:
@@ -150,6 +155,7 @@ class Chat(InstanceEndpoint):
         again: bool = False,
     ) -> Answer:
         """Makes one attempt. Adds to ``avoid`` the encoders whose embeddings did not arrive."""
+        current_record().phase("encode")
         items = list(dict.fromkeys(item for _, item in media))
         language = await self._language(request, items)
         expected = None if again or language is None else await self._expected(request, items, language, avoid)

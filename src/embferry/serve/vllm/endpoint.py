@@ -14,6 +14,7 @@ from starlette.types import Scope
 from embferry.serve.config import Settings
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse
 from embferry.serve.http.errors import retry_after
+from embferry.serve.http.journal import current_record
 from embferry.serve.vllm.failures import VerbatimError
 from embferry.serve.vllm.fleet import Fleet
 
@@ -28,6 +29,7 @@ class InstanceEndpoint(ChatEndpoint[Fleet]):
             await super().respond(work, response)
         except VerbatimError as refusal:
             self.fleet.metrics.errors.labels("instance").inc()
+            current_record().fails("instance")
             log.info("refused by an instance: %s", refusal)
             headers = {"content-type": refusal.content_type} | retry_after(refusal.status)
             await response.send_whole(Response(refusal.body, refusal.status, headers))

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object, read_body
+from embferry.serve.http.journal import RequestRecord, current_record
 from embferry.serve.vllm.connectors import KEY, Encoded
 from embferry.serve.vllm.failures import VerbatimError
 from embferry.serve.vllm.instance import Incarnation
@@ -40,6 +41,7 @@ class Transfer:
         failure: why it did not arrive, if the consumer has said so.
         lock: held while the item is being encoded again.
         is_encoded: set when it is encoded; the consumer may have been told of it before.
+        record: the record of its request.
     """
 
     request: ClientRequest
@@ -49,6 +51,7 @@ class Transfer:
     failure: ServeError | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     is_encoded: asyncio.Event = field(default_factory=asyncio.Event)
+    record: RequestRecord = field(default_factory=current_record)
 
     @property
     def was_not_requested(self) -> bool:
@@ -128,6 +131,8 @@ class Failover:
         transfer.failed.add(old.incarnation)
         new = await self._encode(transfer, token, avoid={old.encoder.url})
         self._metrics.failovers.labels("replaced").inc()
+        transfer.record.asks("encode", new.encoder.url, beside_others=True)
+        self._encoder.fleet.journal.event("failover", request=transfer.record, worker=new.encoder.url)
         log.info("replaced an embedding under way: %s", reason, extra={"was": old.encoder.url, "now": new.encoder.url})
 
     async def _encode(self, transfer: Transfer, token: str, avoid: Collection[str] = ()) -> Encoded:

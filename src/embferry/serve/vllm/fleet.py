@@ -20,6 +20,7 @@ from embferry.serve.http.backends import Backends, KnownWorker, reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.vllm.instance import Incarnation, Instance, Role
 from embferry.serve.vllm.instance_digests import whole_body
+from embferry.serve.vllm.instance_models import models_of
 from embferry.serve.vllm.instance_proofs import InstanceProver
 from embferry.serve.vllm.metrics import VllmRouterMetrics
 from embferry.trust.digests import DamagedError
@@ -174,6 +175,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         reason = reason_of(error)
         self.metrics.worker_failures.labels(instance.role).inc()
         log.warning("%r: %s", instance, reason)
+        self.journal.event("worker_failed", worker=instance.url, role=instance.role, reason=reason)
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
             instance.suspected.set()
         else:
@@ -183,6 +185,7 @@ class Fleet(Backends[VllmRouterMetrics]):
     def damaged(self, instance: Instance, error: Exception) -> str:
         """Notes that a message to an instance or from it has arrived damaged. Returns a description."""
         self.metrics.damaged.labels(instance.role).inc()
+        self.journal.event("damaged", worker=instance.url, role=instance.role)
         log.warning("what router and %r sent each other arrived damaged: %s", instance, error)
         return f"what router and {instance!r} sent each other arrived damaged: {error}"
 
@@ -287,7 +290,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         async with instance.probing:
             try:
                 await self._get(instance, "/health")
-                self._set_models(instance, _models(read_json(await self._get(instance, "/v1/models"))))
+                self._set_models(instance, models_of(read_json(await self._get(instance, "/v1/models"))))
                 if not instance.up:
                     self._set_up(instance)
                 instance.is_stalled = False
@@ -331,11 +334,13 @@ class Fleet(Backends[VllmRouterMetrics]):
         instance.starts += 1
         instance.encoded.clear()
         log.info("%r answers and serves %s", instance, ", ".join(instance.models))
+        self.journal.event("worker_found", worker=instance.url, role=instance.role)
         self._set_gauges()
 
     def _set_down(self, instance: Instance, why: str) -> None:
         if instance.up:
             log.warning("%r does not answer: %s", instance, why)
+            self.journal.event("worker_lost", worker=instance.url, role=instance.role, reason=why)
         instance.up, instance.trouble = False, why
         self._set_gauges()
 
@@ -352,14 +357,3 @@ def _names(instances: list[Instance]) -> set[str]:
 def _untried(instances: list[Instance], tried: Collection[Incarnation]) -> list[Instance]:
     counts = Counter(url for url, _ in tried)
     return [one for one in instances if one.incarnation not in tried and counts[one.url] < MAX_INCARNATIONS]
-
-
-def _models(body: Any) -> dict[str, dict[str, Any]]:
-    """Returns the model objects of ``/v1/models`` by name. Raises ValueError if there is none."""
-    try:
-        models = {str(model["id"]): dict(model) for model in body["data"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError("/v1/models has no list of models; is this vllm serve?") from error
-    if not models:
-        raise ValueError("/v1/models lists no model")
-    return models

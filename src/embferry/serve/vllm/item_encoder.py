@@ -16,6 +16,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
+from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.early import Offerings
@@ -126,6 +127,8 @@ class ItemEncoder:
             incarnation = encoder.incarnation
             if len(tried) > len(never):
                 self.fleet.metrics.encode_retries.inc()
+                self.fleet.journal.event("encode_retry", worker=encoder.url)
+            current_record().asks("encode", encoder.url, beside_others=True)
             tried.add(incarnation)
             if item.uuid in encoder.encoded:
                 self.fleet.metrics.affinity_hits.inc()

@@ -20,6 +20,7 @@ import httpx
 from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.calls import add_digests
+from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet
@@ -105,6 +106,8 @@ async def ask(
         asked.add(instance.url)
         async with AsyncExitStack() as call:
             call.enter_context(fleet.count_in_flight(instance))
+            current_record().asks("language", instance.url)
+            current_record().phase("answer")
             try:
                 async with fleet.unless_stalled(instance):
                     answer = await _ask(fleet, instance, request, content, has_media, call, timeout)

@@ -19,6 +19,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.chat import ClientResponse, Incoming
+from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.text_limit import check_characters, count_characters
@@ -80,6 +81,8 @@ class PassedOn(InstanceEndpoint):
         body = incoming.take()
         asked = await off_loop(JSON_WEIGHT * len(body), self._read, body)
         response.note_ignored(asked.ignored)
+        streams = asked.request.get("stream") is True
+        current_record().describe(streams=streams, kinds=[part.kind for part in asked.pictures])
         request = ClientRequest(asked.request, headers_of(scope, self._settings), len(body), incoming.hold.add)
         check_characters(asked.characters, self.fleet.text_limits(request.model))
         body = await self._prepared(request, asked, body)
@@ -116,6 +119,8 @@ class PassedOn(InstanceEndpoint):
             tried.add(instance.incarnation)
             async with AsyncExitStack() as call:
                 call.enter_context(self.fleet.count_in_flight(instance))
+                current_record().asks("language", instance.url)
+                current_record().phase("answer")
                 try:
                     async with self.fleet.unless_stalled(instance):
                         received = await self._send(instance, body, digest, headers)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from embferry.serve.errors import ServeError
+from embferry.serve.http.journal import current_record
 from embferry.serve.text_limit import count_characters
 from embferry.serve.vllm.connectors import Encoded
 from embferry.serve.vllm.fields import ignored_fields
@@ -70,6 +71,7 @@ class Responses(PassedOn):
             return []
         items = dict.fromkeys(item for _, item in pairs)
         try:
+            current_record().phase("encode")
             return await gather_or_cancel(*(self._encoder.encode(request, item) for item in items))
         except ServeError as error:
             if isinstance(error, ItemError):
@@ -78,6 +80,7 @@ class Responses(PassedOn):
                 raise
             log.warning("sent undivided: %s", error.detail)
             self.fleet.metrics.fallbacks.inc()
+            self.fleet.journal.event("fallback")
             return []
 
 

@@ -134,9 +134,10 @@ async def ask_in_stages(
     try:
         return await question.answer(held, first, only_first)
     except PrefillAgainError as error:
-        earlier = error.detail
+        earlier, code = error.detail, error.code
     log.warning("prefilling again: %s", earlier)
     fleet.metrics.second_attempts.inc()
+    fleet.journal.event("second_attempt", code=code)
     try:
         return await question.answer(held)
     except ServeError as error:
