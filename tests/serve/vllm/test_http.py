@@ -132,7 +132,7 @@ def test_errors_reach_the_client(servers: Servers) -> None:
             )
 
     broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-    with pytest.raises(openai.BadRequestError, match="image"):
+    with pytest.raises(openai.BadRequestError, match="cannot read this picture"):
         ask(broken, text())
     with pytest.raises(openai.NotFoundError):
         ask(picture(1), model="other")
