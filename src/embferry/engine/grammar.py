@@ -127,9 +127,8 @@ class Grammars:
             raise ParameterError(why, param=PARAM)
         compiled = Matcher(matcher)
         try:
-            compiled.mask(
-                self.vocabulary
-            )  # here and not between the tokens of other answers: most of the work is in it
+            # Here and not between the tokens of other answers: most of the work is in it.
+            compiled.mask(self.vocabulary)
         except ParameterError as error:
             if error.detail != _NOTHING_FOLLOWS or '"$ref"' not in grammar:
                 raise

@@ -72,8 +72,7 @@ class Receiver:
             retry policy cannot mend ends the transfer.
         max_tokens: Tokens that the caller has room for. A longer embedding fails the transfer with
             :class:`~.errors.CapacityError` before anything is granted. None: ``max_embedding_bytes`` alone limits it.
-        offer_timeout: Seconds for which the first peer may take to make its offer, as long as it answers. None:
-            ``bootstrap_timeout``.
+        offer_timeout: Seconds that the first peer, if it answers, may take to offer. None: ``bootstrap_timeout``.
 
     Raises:
         LocalProtocolError: The room, the session, the endpoint, a transport or ``max_tokens`` is out of bounds.
@@ -119,19 +118,15 @@ class Receiver:
         self.total_tokens = -1
         self.content_digest: bytes | None = None
         self.aux: tuple[int, ...] = ()
-        self.announcements = Announcements()
-        self.ledger = Ledger()
-        self.committed = False
+        self.announcements, self.ledger, self.history = Announcements(), Ledger(), History()
+        self.committed = self.offered = self.peer_knows = False
         self.generation = self.transfers = 0
-        self.offered = False
         self.retry_policy = RetryPolicy(settings, now)
         self.failover = Failover(failover_timeout)
         self.max_tokens = None if max_tokens is None else as_integer("max_tokens", max_tokens, 0, MAX_ID, room=room)
         self._offer_timeout = settings.bootstrap_timeout if offer_timeout is None else offer_timeout
         self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
-        self.peer_knows = False
         self._transport_error: EmbeddingTransferError | None = None  # why a transport was lost
-        self.history = History()
         self._commands: list[ReceiverCommand] = []
         self._open(now)
 

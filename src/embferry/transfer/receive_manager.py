@@ -10,11 +10,10 @@ from functools import partial
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers
-from embferry.protocol.arguments import as_integer, as_seconds, as_text
 from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Restart, Revoke, Send, Verify
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import MAX_ENDPOINT, MAX_ID, MAX_TOKENS, Abort, Frame, TransportAddress
+from embferry.protocol.messages import Abort, Frame, TransportAddress
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import TERMINAL, KVPoll
@@ -22,7 +21,6 @@ from embferry.transports.contract import Event, Receiving, Revoked, Transport, W
 from embferry.trust import Trust
 
 from .control.contract import Unreachable
-from .control.endpoint import check_endpoint
 from .control.sockets import SocketControl
 from .failures import as_transfer_error, attempt
 from .guarded_transport import GuardedTransport
@@ -32,7 +30,7 @@ from .receive_handle import EmbeddingReceiver
 from .receive_record import Granted, ReceiveRecord
 from .runtime import Runtime, ThreadRuntime
 from .sink_calls import SinkCalls
-from .sinks import Sink, check_sink
+from .sinks import Sink
 from .unclosed_blocks import UnclosedBlocks
 
 log = logging.getLogger(__name__)
@@ -115,18 +113,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
             LocalProtocolError: An argument is malformed, or the manager is closed.
             TransportError: Every transport has failed.
         """
-        room, endpoint = as_integer("room", room, 0, MAX_ID), check_endpoint(endpoint)
-        if max_tokens is not None:
-            max_tokens = as_integer("max_tokens", max_tokens, 0, MAX_TOKENS, room=room)
-        if failover_timeout is not None:
-            failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
-        if offer_timeout is not None:
-            offer_timeout = as_seconds("offer_timeout", offer_timeout, room=room)
-        name = as_text("name", self.name if name is None else name, MAX_ENDPOINT, room=room)
+        name = self.name if name is None else name
+        record = ReceiveRecord.checked(room, endpoint, sink, failover_timeout, max_tokens, name, offer_timeout)
         with self.lock:
             self.check()
-        limits = failover_timeout, max_tokens
-        record = ReceiveRecord(room, endpoint, check_sink(sink, room), *limits, name, offer_timeout)
         return EmbeddingReceiver(self, record)
 
     # Called by handles

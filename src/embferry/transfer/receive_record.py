@@ -8,14 +8,17 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from embferry.memory.blocks import MetadataAllocation
+from embferry.protocol.arguments import as_integer, as_seconds, as_text
 from embferry.protocol.commands import Deliver, Restart, Verify
 from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.messages import MAX_ENDPOINT, MAX_ID, MAX_TOKENS
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import KVPoll, Phase
 
+from .control.endpoint import check_endpoint
 from .handle import Handle
 from .resume_log import ResumeLog
-from .sinks import Sink
+from .sinks import Sink, check_sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class ReceiveRecord:
     failover_timeout: float | None
     max_tokens: int | None
     name: str
-    offer_timeout: float | None = None
+    offer_timeout: float | None
     machine: Receiver | None = None
     end: Handle = field(init=False)
     source: int = 0
@@ -86,6 +89,32 @@ class ReceiveRecord:
     failure: EmbeddingTransferError | None = None
     is_broken: bool = False
     kept_until: float = 0.0
+
+    @classmethod
+    def checked(
+        cls,
+        room: int,
+        endpoint: str,
+        sink: Sink | None,
+        failover_timeout: float | None,
+        max_tokens: int | None,
+        name: str,
+        offer_timeout: float | None,
+    ) -> ReceiveRecord:
+        """Returns the record of a new transfer, for the arguments of :meth:`~.receive_manager.ReceiveManager.open`.
+
+        Raises:
+            LocalProtocolError: One of them is malformed.
+        """
+        room, endpoint = as_integer("room", room, 0, MAX_ID), check_endpoint(endpoint)
+        if max_tokens is not None:
+            max_tokens = as_integer("max_tokens", max_tokens, 0, MAX_TOKENS, room=room)
+        if failover_timeout is not None:
+            failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
+        if offer_timeout is not None:
+            offer_timeout = as_seconds("offer_timeout", offer_timeout, room=room)
+        name = as_text("name", name, MAX_ENDPOINT, room=room)
+        return cls(room, endpoint, check_sink(sink, room), failover_timeout, max_tokens, name, offer_timeout)
 
     @property
     def error(self) -> EmbeddingTransferError | None:
