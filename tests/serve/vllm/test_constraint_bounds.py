@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -42,6 +43,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "refer to each other": json_schema(
         {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
     ),
+    "of a tool, to itself": {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#"}}}]},
+    "of /v1/responses, to itself": {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"$ref": "#"}}}},
+    "in a structural tag": {"response_format": {"type": "structural_tag", "structures": [{"schema": ITEMS}]}},
     "a list": {"structured_outputs": []},
     "a number": {"structured_outputs": 5},
     "a text": {"structured_outputs": "x"},
@@ -53,7 +57,19 @@ def test_what_takes_too_much_is_refused(name: str) -> None:
     with pytest.raises(ServeError) as caught:
         check_constraints(REFUSED[name])
     assert (caught.value.code, caught.value.http_status) == ("invalid_request", 400)
-    assert str(caught.value.param).split(".")[0] in REFUSED[name]
+    assert re.split(r"[.\[]", str(caught.value.param))[0] in REFUSED[name]
+
+
+def chain(length: int, last: str) -> dict[str, Any]:
+    links = {str(number): {"$ref": f"#/$defs/{number + 1}"} for number in range(length)}
+    return json_schema({"$defs": links | {str(length): {"$ref": last}}, "$ref": "#/$defs/0"})
+
+
+def test_a_long_chain_of_references_is_followed_once() -> None:
+    """Once for each reference would take hours."""
+    check_constraints(chain(30_000, "https://example.org/schema"))
+    with pytest.raises(ServeError, match="leads back to itself"):
+        check_constraints(chain(30_000, "#/$defs/15000"))
 
 
 TREE = {"$defs": {"node": {"properties": {"next": {"$ref": "#/$defs/node"}}}}, "$ref": "#/$defs/node"}

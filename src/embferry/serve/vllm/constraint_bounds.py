@@ -22,7 +22,7 @@ MAX_REPEATED = 10_000
 """Atoms of a regular expression or grammar with their repetitions."""
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties", "minContains")
 _TEXTS = ("regex", "grammar", "structural_tag")
-_SCHEMAS = ("response_format", "tools", "text")
+_WITH_SCHEMAS = ("response_format", "tools", "text")
 """Fields of a request with schemas somewhere in them."""
 
 
@@ -34,17 +34,21 @@ def check_constraints(request: dict[str, Any]) -> None:
     """
     if (outputs := request.get("structured_outputs")) is not None:
         _check_outputs(outputs)
-    for name in _SCHEMAS:
+    for name in _WITH_SCHEMAS:
         if isinstance(request.get(name), dict | list):
-            _check_schema(request[name], name)
+            _check_counts(request[name], name)
+    for schema, at in _schemas(request):
+        _check_references(schema, at)
 
 
 def _check_outputs(outputs: Any) -> None:
     at = "structured_outputs"
     if not isinstance(outputs, dict):
         raise _wrong(at, "must be an object with one of json, regex, choice, grammar, json_object and structural_tag")
-    if (schema := outputs.get("json")) is not None:
-        _check_schema(_parsed(schema, f"{at}.json"), f"{at}.json")
+    if (given := outputs.get("json")) is not None:
+        schema = _parsed(given, f"{at}.json")
+        _check_counts(schema, f"{at}.json")
+        _check_references(schema, f"{at}.json")
     for name in _TEXTS:
         if isinstance(text := outputs.get(name), str):
             _check_text(text, f"{at}.{name}")
@@ -54,6 +58,25 @@ def _check_outputs(outputs: Any) -> None:
         if len(choice) > MAX_CHOICES or characters > MAX_CHOICE_CHARACTERS:
             most = f"at most {MAX_CHOICES} texts, of together at most {MAX_CHOICE_CHARACTERS:,} characters"
             raise _wrong(f"{at}.choice", f"must have {most}")
+
+
+def _schemas(request: dict[str, Any]) -> Iterator[tuple[Any, str]]:
+    """Yields the whole schemas beside ``structured_outputs``, and where each stands."""
+    text, tools = request.get("text"), request.get("tools")
+    forms = {"response_format": request.get("response_format")}
+    forms["text.format"] = text.get("format") if isinstance(text, dict) else None
+    for at, form in forms.items():
+        yield from _fields(form, at, "json_schema", "schema")
+    for number, tool in enumerate(tools if isinstance(tools, list) else ()):
+        yield from _fields(tool, f"tools[{number}]", "function", "parameters")
+
+
+def _fields(outer: Any, at: str, inner: str, name: str) -> Iterator[tuple[Any, str]]:
+    """Yields the field ``name`` of an object, and that of the object in its field ``inner``."""
+    if isinstance(outer, dict):
+        yield outer.get(name), f"{at}.{name}"
+        if isinstance(nested := outer.get(inner), dict):
+            yield nested.get(name), f"{at}.{inner}.{name}"
 
 
 def _parsed(schema: Any, at: str) -> Any:
@@ -66,10 +89,11 @@ def _parsed(schema: Any, at: str) -> Any:
         raise _wrong(at, f"is not JSON: {error}") from error
 
 
-def _check_schema(root: Any, at: str) -> None:
-    if len(msgspec.json.encode(root)) > MAX_BYTES:
+def _check_counts(value: Any, at: str) -> None:
+    """Checks the counts and patterns of all schemas in a value."""
+    if len(msgspec.json.encode(value)) > MAX_BYTES:
         raise _wrong(at, f"has more than {MAX_BYTES:,} bytes")
-    left = [(root, 1.0)]
+    left = [(value, 1.0)]
     while left:
         node, times = left.pop()
         if isinstance(node, list):
@@ -79,26 +103,30 @@ def _check_schema(root: Any, at: str) -> None:
         counts = [count for name in _COUNTS if isinstance(count := node.get(name), int | float)]
         times *= max([1.0, *(float(min(count, MAX_COUNT + 1)) for count in counts)])
         if times > MAX_COUNT:
-            raise _wrong(
-                at, f"counts to more than {MAX_COUNT:,} ({', '.join(name for name in _COUNTS if name in node)})"
-            )
+            named = ", ".join(name for name in _COUNTS if name in node)
+            raise _wrong(at, f"counts to more than {MAX_COUNT:,} ({named})")
         if isinstance(pattern := node.get("pattern"), str):
             _check_text(pattern, at, "has a pattern that ")
-        if isinstance(node.get("$ref"), str):
-            _check_reference(node, root, at)
         left += [(one, times) for one in node.values()]
 
 
-def _check_reference(node: dict[str, Any], root: Any, at: str) -> None:
-    """Checks that references lead to something else than a reference. Those beyond the schema are vLLM's to judge."""
-    seen: set[str] = set()
-    tops = [root, *(one["schema"] for one in _objects(root) if isinstance(one.get("schema"), dict))]
-    current: Any = node
-    while isinstance(current, dict) and isinstance(name := current.get("$ref"), str) and name.startswith("#"):
-        if name in seen:
-            raise _wrong(at, f"has a $ref that leads back to itself ({name[:80]})")
-        seen.add(name)
-        current = next((found for top in tops if (found := _resolved(top, name)) is not None), None)
+def _check_references(schema: Any, at: str) -> None:
+    """Checks that each reference leads to something else than references alone. Those to elsewhere are vLLM's to judge.
+
+    Each name is followed once, so that the work grows with the schema and no faster.
+    """
+    sound: set[str] = set()
+    for node in _objects(schema):
+        passed: set[str] = set()
+        current: Any = node
+        while isinstance(current, dict) and isinstance(name := current.get("$ref"), str) and name.startswith("#"):
+            if name in passed:
+                raise _wrong(at, f"has a $ref that leads back to itself ({name[:80]})")
+            if name in sound:
+                break
+            passed.add(name)
+            current = _resolved(schema, name)
+        sound |= passed
 
 
 def _resolved(top: Any, reference: str) -> Any:
