@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from embferry.serve.vllm.picture_grids import RULE
+from embferry.models import grid_rule
 from tests.serve.vllm import stubs
 from tests.serve.vllm.stubs import (
     FAILED,
@@ -54,7 +54,7 @@ def png(number: int, width: int = 224, height: int = 168) -> dict[str, Any]:
 
 def offered(**changes: Any) -> Behaviour:
     """Responds as an encoder that says how its model makes grids."""
-    return encoded(**{RULE: QWEN, "metadata": GRID, **changes})
+    return encoded(**{grid_rule.KEY: QWEN, "metadata": GRID, **changes})
 
 
 def after_hold(behaviour: Behaviour) -> Behaviour:
@@ -110,7 +110,7 @@ async def test_a_language_instance_is_asked_while_the_encoder_runs() -> None:
         again = await router.ask(request(png(1), text()))
         assert again.status == 200
         assert len(encoder.requests) == 2, "it has arrived, so it is not encoded again"
-        assert RULE not in str(language.requests)
+        assert grid_rule.KEY not in str(language.requests)
 
 
 async def test_all_pictures_of_a_request_are_announced_at_once() -> None:

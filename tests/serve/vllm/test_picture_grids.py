@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from embferry.serve.vllm.picture_grids import RULE, GridRule, picture_size, rule_in
+from embferry.models.grid_rule import KEY, GridRule, rule_in
+from embferry.serve.vllm.picture_sizes import picture_size
 
 QWEN = {"field": "image_grid_thw", "patch": 14, "factor": 28, "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}
 
@@ -74,7 +75,7 @@ def test_damaged_exif_counts_as_upright(exif: bytes) -> None:
 def test_grids_are_those_of_the_processor() -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize  # brings torch with it
 
-    rule = rule_in({RULE: QWEN})
+    rule = rule_in({KEY: QWEN})
     assert rule is not None
     limits = {"factor": 28, "min_pixels": rule.min_pixels, "max_pixels": rule.max_pixels}
     sides = (1, 13, 14, 42, 55, 56, 57, 98, 126, 448, 999, 1000, 1001, 4000, 12_345)
@@ -98,6 +99,6 @@ WRONG: list[Any] = [None, 5, {}, QWEN | {"patch": 0}, QWEN | {"factor": "28"}, Q
 
 @pytest.mark.parametrize("told", WRONG)
 def test_a_rule_that_cannot_be_read_is_none(told: Any) -> None:
-    entry = {RULE: told, "metadata": {}}
+    entry = {KEY: told, "metadata": {}}
     assert rule_in(entry) is None
     assert entry == {"metadata": {}}

@@ -20,8 +20,6 @@ KEY = "embferry"
 """Key of the coordinates in an item's entry of ``ec_transfer_params``, beside the keys of vLLM."""
 REFUSED = "embferry_refused"
 """Key in place of :data:`KEY` when an embedding cannot be offered. Its value has ``code`` and ``message``."""
-PICTURES = "embferry_pictures"
-"""Key beside :data:`KEY`: how grids of pictures are made, for the router."""
 VERSION = 1
 MAX_TOKEN_CHARACTERS = 128
 MAX_MULTIPLE = 32

@@ -6,13 +6,16 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata
 from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataResolver, collect_ec_item_metadata
 from vllm.v1.request import RequestStatus
 
 from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry.models import grid_rule
 from embferry.transfer.failures import as_transfer_error, attempt
 
 from ..shared.counters import Counters, MetricsServer
@@ -21,7 +24,6 @@ from .config import ConnectorConfig
 from .consumer import Consumer
 from .coordinates import (
     KEY,
-    PICTURES,
     REFUSED,
     coordinates_in,
     entry_in,
@@ -79,7 +81,7 @@ class SchedulerSide:
         self._dtype = str(model.dtype).removeprefix("torch.")
         self._hidden = model.get_inputs_embeds_size()
         self._metadata = PlaceholderMetadataResolver(model)
-        self._model, self._picture_rule, self._knows_rule = model, cast("dict[str, Any] | None", None), False
+        self._model = model
         for transport in config.make_transports():  # a transport that is not available fails the start, not a request
             transport.close()
         self.counters = Counters()
@@ -198,15 +200,14 @@ class SchedulerSide:
 
     def _offers(self, producer: Producer, request: Request) -> dict[str, Any]:
         items: dict[str, Any] = collect_ec_item_metadata(request.mm_features, self._metadata)
-        rule = self._rule()
         for mm_hash, entry in items.items():
             try:
                 requested = room_request_in(request.ec_transfer_params)
                 if requested is not None and len(items) > 1:
                     raise RemoteProtocolError("a room is for one item; ask for one item per request")
                 entry[KEY] = producer.offer(mm_hash, None if requested is None else requested.room)
-                if rule is not None:
-                    entry[PICTURES] = rule
+                if self._picture_rule is not None:
+                    entry[grid_rule.KEY] = self._picture_rule
             except Exception as raised:  # noqa: BLE001  (the router tries another producer; this engine continues)
                 error = as_transfer_error("offering the embedding", raised)
                 log.error("the embedding %s cannot be offered: %s", mm_hash, error)
@@ -214,17 +215,17 @@ class SchedulerSide:
                 entry[REFUSED] = {"code": error.code, "message": error.detail}
         return items
 
-    def _rule(self) -> dict[str, Any] | None:
-        """Returns how the model's processor makes grids of pictures, if that is known."""
-        if not self._knows_rule:
-            self._knows_rule = True
-            try:
-                from .picture_rule import picture_rule  # brings vLLM's models with it
+    @cached_property
+    def _picture_rule(self) -> dict[str, Any] | None:
+        """How the model's processor makes grids of pictures, if that is known."""
+        try:
+            from .picture_rule import picture_rule  # brings vLLM's models with it
 
-                self._picture_rule = picture_rule(self._model)
-            except Exception:  # a processor of another kind; the router asks consumers later then
-                log.info("it is not known how the processor makes grids of pictures", exc_info=True)
-        return self._picture_rule
+            rule = picture_rule(self._model)
+        except Exception:  # a processor of another kind; the router asks consumers later then
+            log.info("it is not known how the processor makes grids of pictures", exc_info=True)
+            return None
+        return None if rule is None else msgspec.to_builtins(rule)
 
     def _can_run(self, request: Request, index: int, feature: MultiModalFeatureSpec) -> bool:
         """Returns whether the request need not wait for this item.

@@ -17,7 +17,7 @@ In the order of a request:
 ``prompt_prefixes`` what the prefix cache of an instance may cover
 ``received_cache``  deduplication: items that the language instance has received already are not encoded again
 ``early``           decides which language instances are asked before the items are encoded
-``picture_grids``   the grid of a picture before it is encoded
+``picture_sizes``   the size of a picture before it is encoded
 ``item_encoder``    encodes each item at an instance
 ``losses``          instances that ended while they encoded an item
 ``fitness``         encode instances that fail every encode

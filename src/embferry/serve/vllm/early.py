@@ -15,12 +15,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from embferry.models.grid_rule import GridRule, rule_in
 from embferry.serve.vllm.connectors import KEY, Encoded
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.instance import Incarnation, Instance
 from embferry.serve.vllm.items import Item, head_of
 from embferry.serve.vllm.media_parts import Kind
-from embferry.serve.vllm.picture_grids import HEAD, GridRule, picture_size, rule_in
+from embferry.serve.vllm.picture_sizes import HEAD, picture_size
 
 log = logging.getLogger(__name__)
 

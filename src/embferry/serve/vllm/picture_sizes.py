@@ -1,70 +1,19 @@
-"""The grid of a picture before it is encoded: from its header, by the arithmetic of the model's processor.
+"""The size of a picture before it is encoded, by its header. A model's rule makes a grid of it.
 
-The result is compared with that of the encode before anything depends on it.
+The grid is compared with that of the encode before anything depends on it.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import msgspec
-
-RULE = "embferry_pictures"
-"""Key of the rule in an item's entry, beside the coordinates."""
 HEAD = 1 << 16
 """Bytes from the beginning of a file in which its size is looked for."""
-_MAX_RATIO = 200
-"""Longest side by shortest one, beyond which processors refuse a picture."""
 _ORIENTATION = 0x0112
 """EXIF tag (CIPA DC-008, 4.6.4). Values from 5 on turn the picture by 90 degrees."""
 _HAS_EXIF = 0x08
 """Flag of an extended WebP file (RFC 9649, 2.7)."""
 _SEGMENTS = 100
-
-Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
-
-
-class GridRule(msgspec.Struct, frozen=True):
-    """How the processor of a model makes a grid of a picture (``smart_resize`` of Qwen2-VL and its successors).
-
-    Attributes:
-        field: The field of the metadata that has the grid.
-        patch: Pixels a side of a patch, of which the grid counts the number.
-        factor: The sides are multiples of this many pixels.
-        min_pixels: The least pixels of the picture after resizing.
-        max_pixels: The most.
-    """
-
-    field: str
-    patch: Count
-    factor: Count
-    min_pixels: Count
-    max_pixels: Count
-
-    def metadata(self, width: int, height: int) -> dict[str, Any] | None:
-        """Returns an item's metadata; None if the processor refuses the picture."""
-        if not width or not height or max(width, height) > _MAX_RATIO * min(width, height):
-            return None
-        rows, columns = (round(side / self.factor) * self.factor for side in (height, width))
-        if rows * columns > self.max_pixels:
-            shrink = math.sqrt(height * width / self.max_pixels)
-            sides = (
-                max(self.factor, math.floor(side / shrink / self.factor) * self.factor) for side in (height, width)
-            )
-            rows, columns = sides
-        elif rows * columns < self.min_pixels:
-            stretch = math.sqrt(self.min_pixels / (height * width))
-            rows, columns = (math.ceil(side * stretch / self.factor) * self.factor for side in (height, width))
-        return {self.field: [1, rows // self.patch, columns // self.patch]}
-
-
-def rule_in(entry: dict[str, Any]) -> GridRule | None:
-    """Removes the rule from an item's entry, and returns it if it can be read."""
-    try:
-        return msgspec.convert(entry.pop(RULE, None), GridRule | None)
-    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
-        return None
 
 
 def picture_size(head: bytes) -> tuple[int, int] | None:
