@@ -15,6 +15,7 @@ from embferry.observe import logs
 
 if TYPE_CHECKING:
     from tests.serve.fakes import Deployment
+    from tests.serve.inside import Inside
 
 CLIENT_TIMEOUT = 100
 """Seconds a request may take; a guard against hangs."""
@@ -27,6 +28,16 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
 
     with Deployment(**dict(getattr(request, "param", {}))) as running:
         yield running
+
+
+@pytest.fixture
+def inside(request: pytest.FixtureRequest) -> Iterator[Inside]:
+    """A router in the process of the test. Other settings: as for :func:`deployment`."""
+    from tests.serve.inside import Inside
+
+    made = Inside(**dict(getattr(request, "param", {})))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -32,3 +32,8 @@ class Inside(Deployment):
         """Closes the sockets that a running deployment would have."""
         for one in (self._fake_socket, self._router_socket):
             one.close()
+
+
+async def activity(client: httpx.AsyncClient) -> dict[str, Any]:
+    """Returns the journal of a router."""
+    return dict((await client.get("/activity")).json())

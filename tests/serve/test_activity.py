@@ -12,7 +12,7 @@ import pytest
 from tests.serve import pictures
 from tests.serve.conftest import user
 from tests.serve.fakes import ANSWER, BREAK, DAMAGE, POOL, TRANSFER, Deployment, tokens
-from tests.serve.inside import Inside
+from tests.serve.inside import Inside, activity
 from tests.serve.vllm.stubs import (
     answered,
     encoder_stubs,
@@ -36,17 +36,6 @@ def progress(count: int, transfers: int, **last: float) -> dict[str, Any]:
 
 
 RESUMED = [progress(8, 1), progress(40, 5), progress(64, 8, seconds=0.25, ago=0.0), *ANSWER]
-
-
-@pytest.fixture
-def inside(request: pytest.FixtureRequest) -> Any:
-    deployment = Inside(**dict(getattr(request, "param", {})))
-    yield deployment
-    deployment.close()
-
-
-async def activity(client: httpx.AsyncClient) -> dict[str, Any]:
-    return dict((await client.get("/activity")).json())
 
 
 def phases(told: dict[str, Any]) -> list[str]:

@@ -22,13 +22,6 @@ PARTS = {
 TEXTS = {name: resources.files(page).joinpath(name).read_text() for name in page._TYPES}
 
 
-@pytest.fixture
-def inside() -> object:
-    deployment = Inside()
-    yield deployment
-    deployment.close()
-
-
 @pytest.mark.asyncio
 @pytest.mark.parametrize("path", PARTS)
 async def test_a_part_has_its_type_and_may_load_nothing_from_elsewhere(inside: Inside, path: str) -> None:

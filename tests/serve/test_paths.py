@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -24,14 +23,6 @@ pytestmark = pytest.mark.asyncio
 
 CHAT = "/v1/chat/completions"
 PICTURE = {"type": "image_url", "image_url": {"url": pictures.data_url(pictures.png())}}
-
-
-@pytest.fixture
-def inside(request: pytest.FixtureRequest) -> Iterator[Inside]:
-    """A router without sockets. Other settings: ``@pytest.mark.parametrize("inside", [{…}], indirect=True)``."""
-    deployment = Inside(**dict(getattr(request, "param", {})))
-    yield deployment
-    deployment.close()
 
 
 def asked(inside: Deployment) -> dict[str, Any]:

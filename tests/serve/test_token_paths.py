@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,14 +14,6 @@ from tests.serve.inside import Inside
 pytestmark = pytest.mark.asyncio
 
 PICTURE = {"type": "image_url", "image_url": {"url": pictures.data_url(pictures.png())}}
-
-
-@pytest.fixture
-def inside() -> Iterator[Inside]:
-    """A router without sockets."""
-    deployment = Inside()
-    yield deployment
-    deployment.close()
 
 
 def asked(inside: Inside) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 
 from embferry.serve.config import Settings
@@ -19,7 +18,7 @@ from embferry.serve.router.app import build
 from tests.serve import pictures
 from tests.serve.conftest import user
 from tests.serve.fakes import DEADLINE, closed_port
-from tests.serve.inside import Inside
+from tests.serve.inside import Inside, activity
 from tests.serve.vllm.stubs import (
     HOLD,
     Call,
@@ -36,17 +35,6 @@ from tests.serve.vllm.stubs import (
 CHAT = "/v1/chat/completions"
 STREAM = "/activity/stream"
 PICTURE = {"type": "image_url", "image_url": {"url": pictures.data_url(pictures.png())}}
-
-
-@pytest.fixture
-def inside(request: pytest.FixtureRequest) -> Any:
-    deployment = Inside(**dict(getattr(request, "param", {})))
-    yield deployment
-    deployment.close()
-
-
-async def activity(client: httpx.AsyncClient) -> dict[str, Any]:
-    return dict((await client.get("/activity")).json())
 
 
 # The stream
