@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -67,19 +67,32 @@ class Child:
                     os.unlink(entry.path)
 
 
+def cpu_seconds(groups: Collection[int]) -> float:
+    """Returns the CPU time, user's and kernel's, of all threads of the living processes in these process groups."""
+    return sum(int(ticks) for _, stat in _members(groups) for ticks in stat[11:13]) / os.sysconf("SC_CLK_TCK")
+
+
 def _mapped(group: int) -> set[int]:
     """Returns the inodes of shared memory that the processes of a group have mapped.
 
     The names in ``/proc/…/maps`` are of no use, because the C library renames semaphores.
     """
     found: set[int] = set()
+    for process, _ in _members((group,)):
+        with suppress(OSError):  # it has ended
+            lines = (process / "maps").read_text().splitlines()
+            found.update(int(line.split()[4]) for line in lines if f" {SHARED}/" in line)
+    return found
+
+
+def _members(groups: Collection[int]) -> Iterator[tuple[Path, list[str]]]:
+    """Yields the folder in ``/proc`` of each process in the groups, and the words of its ``stat`` after its name."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended
-            # The third word after the name, which stands in parentheses and may have spaces.
-            if int((process / "stat").read_text().rpartition(")")[2].split()[2]) == group:
-                lines = (process / "maps").read_text().splitlines()
-                found.update(int(line.split()[4]) for line in lines if f" {SHARED}/" in line)
-    return found
+            # The name stands in parentheses and may have spaces.
+            stat = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(stat[2]) in groups:
+                yield process, stat
 
 
 if __name__ == "__main__":

@@ -64,6 +64,9 @@ def command(
         _option(C, "Configurations or scenarios, such as ours-tcp, ours*, killed; may be repeated.", "NAME"),
     ] = None,
     rounds: Annotated[int, _option(C, "How often everything is done, in turns.", "N", min=1)] = 1,
+    side_by_side: Annotated[
+        bool, _option(C, "Start all at once, ask each in turn, and show ratios of medians.", None, "--side-by-side")
+    ] = False,
     spin: Annotated[
         bool, _option(C, "Let vLLM's processes poll for messages, which fills a machine of few cores.", None, "--spin")
     ] = False,
@@ -155,7 +158,7 @@ def _compare(options: dict[str, Any], saved: Path) -> ServingResults:
         raise ValueError(
             f"{engine.title} is not installed here; run this in its environment, or name its Python: --python"
         )
-    chosen = {name: options[name] for name in ("quick", "rounds", "spin")}
+    chosen = {name: options[name] for name in ("quick", "rounds", "side_by_side", "spin")}
     comparison = Comparison(python, options["only"] or (), **chosen, logs=logs and logs.absolute(), engine=engine)
     results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES, python), quick=options["quick"])
     results.compared, results.engine = True, engine.title

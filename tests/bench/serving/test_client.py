@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 
@@ -169,3 +170,10 @@ def test_the_first_listed_model_is_found() -> None:
         assert first_model(Endpoint(url, "")) == "one"
     with stub.serving(stub.Request.hang) as url, pytest.raises(ValueError, match="lists no model"):
         first_model(Endpoint(url, ""))
+
+
+def test_pictures_and_videos_are_parts_of_their_kind() -> None:
+    request = Request(0, 0.0, (Picture((1, 0), 56, 28, 2), Picture((1, 1), 56, 28, 2, frames=2)))
+    content = json.loads(Endpoint("", "m").body(request))["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["image_url", "video_url", "text"]
+    assert content[1]["video_url"]["url"].startswith("data:video/jpeg;base64,")

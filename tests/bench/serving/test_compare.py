@@ -17,13 +17,14 @@ import msgspec
 import pytest
 
 from embferry.bench import machine
+from embferry.bench.processes import cpu_seconds
 from embferry.bench.serving import configurations, scenarios, vllm, vllm_plugins
 from embferry.bench.serving.compare import Comparison
 from embferry.bench.serving.engines import VLLM, Engine
 from embferry.bench.serving.plugin_folder import plugin_folder
 from embferry.bench.serving.results import ServingResults
 from embferry.bench.serving.stack import Server, StartError, first_error, started
-from embferry.bench.serving.workload import Plan
+from embferry.bench.serving.workload import Plan, Request
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -36,7 +37,7 @@ def test_names_choose_configurations_and_scenarios() -> None:
     every = names()
     assert every[0] == [each.name for each in vllm.CONFIGURATIONS]
     assert every[1] == [each.name for each in vllm.SCENARIOS]
-    assert names("ours-*") == (["ours-shm", "ours-tcp", "ours-mooncake", "ours-nixl"], every[1])
+    assert names("ours-*") == (["ours-shm", "ours-overlapped", "ours-tcp", "ours-mooncake", "ours-nixl"], every[1])
     assert names("example", "pool", "killed") == (["example"], ["killed", "pool"])
     with pytest.raises(ValueError, match=r"'pigeon'.*undivided"):
         names("pigeon")
@@ -44,7 +45,7 @@ def test_names_choose_configurations_and_scenarios() -> None:
 
 def test_a_quick_comparison_sends_a_few_requests_of_each_scenario() -> None:
     few, all_of_them = Comparison("python", quick=True), Comparison("python")
-    assert [len(each.requests()) for each in few.scenarios] == [6, 6, 6, 6, 2]
+    assert [len(each.requests()) for each in few.scenarios] == [6, 6, 16, 8, 6, 6, 2]
     assert few.total_requests < all_of_them.total_requests
 
 
@@ -82,6 +83,25 @@ def test_plug_ins_are_found_by_a_process_with_the_folder_on_its_path(tmp_path: P
     }
 
 
+@pytest.mark.integration
+def test_the_cpu_time_of_a_group_is_that_of_its_threads_and_children() -> None:
+    """A process and its child burn half a second each, however long that takes."""
+    burn = "import time\nwhile time.process_time() < 0.5: pass\n"
+    code = f"import subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', {burn!r} + 'input()'], "
+    code += "stdin=subprocess.PIPE)\n" + burn + "print('burnt', flush=True)\ntime.sleep(60)\n"
+    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE) as burner:
+        try:
+            assert burner.stdout is not None
+            assert burner.stdout.readline() == b"burnt\n"
+            deadline = time.monotonic() + 60
+            while cpu_seconds({burner.pid}) < 0.95:  # the child has burnt its share, too
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert cpu_seconds(()) == 0
+        finally:
+            os.killpg(burner.pid, signal.SIGKILL)
+
+
 def test_ports_are_outside_the_range_of_the_kernel() -> None:
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     numbers = configurations.free_ports(13)
@@ -111,17 +131,15 @@ def python(tmp_path: Path) -> str:
 def few(monkeypatch: pytest.MonkeyPatch) -> Engine:
     """Returns vLLM with scenarios of three requests; no model is made."""
     plan = Plan(requests=3, rate=50.0, max_image_tokens=64)
-    made = tuple(
-        msgspec.structs.replace(each, plan=plan, max_tokens=2) for each in vllm.SCENARIOS if each.name != "pool"
-    )
+    made = tuple(msgspec.structs.replace(each, plan=plan, max_tokens=2) for each in vllm.SCENARIOS if each.plan)
     without_torch = types.ModuleType("tiny_qwen")
     without_torch.make = lambda folder, **sizes: folder.mkdir()  # type: ignore[attr-defined]  # a stand-in has no types
     monkeypatch.setitem(sys.modules, "embferry.models.tiny_qwen", without_torch)
     return msgspec.structs.replace(VLLM, scenarios=made)
 
 
-def compared(python: str, engine: Engine, *names: str, rounds: int = 1) -> ServingResults:
-    comparison = Comparison(python, names, rounds=rounds, engine=engine)
+def compared(python: str, engine: Engine, *names: str, rounds: int = 1, side_by_side: bool = False) -> ServingResults:
+    comparison = Comparison(python, names, rounds=rounds, side_by_side=side_by_side, engine=engine)
     results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES, python))
     said = []
     comparison.run(results, lambda what, more: said.append((what, more)))
@@ -152,6 +170,74 @@ def test_each_round_starts_every_configuration(python: str, few: Engine) -> None
     ]
     assert all(sample.wrong is False for run in ran for sample in run.samples)
     assert dict(made.setting)["seconds to start"].count("undivided") == 2
+
+
+def test_only_scenarios_without_damage_are_measured_side_by_side() -> None:
+    made = Comparison("python", side_by_side=True, rounds=3)
+    assert [each.name for each in made.scenarios] == ["fits", "bursty", "again", "video"]
+    few = Comparison("python", ["undivided", "ours-tcp", "video"], side_by_side=True, rounds=3)
+    assert few.total_requests == 3 * 8 * (2 + 1)
+    with pytest.raises(ValueError, match="only scenarios without damage"):
+        Comparison("python", ["killed"], side_by_side=True)
+
+
+def test_rounds_side_by_side_differ_in_pixels_alone() -> None:
+    for scenario in scenarios_without_damage():
+        rounds = [scenario.requests(turn) for turn in (1, 2)]
+        keys = [{each.key for request in made for each in request.pictures} for made in rounds]
+        assert keys[0].isdisjoint(keys[1])
+        assert [unkeyed(request) for request in rounds[0]] == [unkeyed(request) for request in rounds[1]]
+        assert [unkeyed(request) for request in scenario.requests()] == [unkeyed(request) for request in rounds[0]]
+
+
+def scenarios_without_damage() -> list[scenarios.Scenario]:
+    return [each for each in vllm.SCENARIOS if not each.damage]
+
+
+def unkeyed(request: Request) -> Request:
+    pictures = tuple(msgspec.structs.replace(each, key=(0, 0)) for each in request.pictures)
+    return msgspec.structs.replace(request, pictures=pictures)
+
+
+def test_each_picture_is_sent_again_once() -> None:
+    (again,) = [each for each in vllm.SCENARIOS if each.name == "again"]
+    made = again.requests()
+    assert [each.repeated for each in made] == [0, 1] * 8
+    assert all(new.pictures == old.pictures for new, old in zip(made[1::2], made[::2], strict=True))
+
+
+@pytest.mark.integration
+def test_side_by_side_an_engine_is_started_once_and_asked_in_every_round(python: str, few: Engine) -> None:
+    twin = msgspec.structs.replace(few.undivided, name="twin", title="another one, undivided")
+    broken = next(each for each in few.configurations if each.name == "ours-tcp")
+    engine = msgspec.structs.replace(few, configurations=(few.undivided, twin, broken))
+    made = compared(python, engine, "undivided", "twin", "ours-tcp", rounds=3, side_by_side=True)
+    ran = [run for run in made.runs if run.status == "ok"]
+    assert made.side_by_side
+    assert [(run.scenario, run.name, run.round) for run in ran] == [
+        (scenario, name, turn)
+        for scenario in ("Everything fits", "Bursty, half of the pictures repeated")
+        for name in ("undivided", "twin")
+        for turn in (1, 2, 3)
+    ]
+    assert all(sample.wrong is False for run in ran for sample in run.samples)
+    assert len({run.samples[0].tokens for run in ran}) > 1, "rounds have other pictures, so other answers"
+    assert all(run.cpu_seconds is not None and run.cpu_seconds >= 0 for run in ran)
+    assert [run.name for run in made.runs if run.status == "error"] == ["ours-tcp"] * 2
+    started = dict(made.setting)["seconds to start"]
+    assert (started.count("undivided"), started.count("twin")) == (1, 1)
+
+
+@pytest.mark.integration
+def test_right_answers_are_asked_for_after_the_same_engine_was_measured(
+    python: str, few: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that has seen a picture before answers sooner, so the undivided one would look quicker than it is."""
+    said: list[str] = []
+    results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES, python))
+    comparison = Comparison(python, ["undivided", "fits"], engine=few)
+    comparison.run(results, lambda what, more: said.append(what))
+    assert said.index("vLLM, undivided: fits") < said.index("vLLM, undivided: right answers of fits")
 
 
 @pytest.mark.integration

@@ -164,3 +164,11 @@ def test_a_picture_that_is_cut_short_cannot_be_read() -> None:
     assert base64.b64decode(url(picture).partition(",")[2]).startswith(cut)
     with Image.open(io.BytesIO(cut)) as opened, pytest.raises(OSError, match="truncated"):
         opened.load()
+
+
+def test_a_video_is_sent_as_its_frames() -> None:
+    kind, _, frames = url(Picture((7, 0), 56, 28, 2, frames=3)).partition(",")
+    assert kind == "data:video/jpeg;base64"
+    read = [Image.open(io.BytesIO(base64.b64decode(frame))) for frame in frames.split(",")]
+    assert [(each.format, each.size) for each in read] == [("JPEG", (56, 28))] * 3
+    assert len({each.tobytes() for each in read}) == 3

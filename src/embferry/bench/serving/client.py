@@ -17,7 +17,7 @@ from .stream import Events, Stream, error_text
 from .workload import Request, url
 
 MAX_REASON = 300
-DATA_URL = re.compile(r"data:[\w/.+-]*;base64,[\w+/=]*")
+DATA_URL = re.compile(r"data:[\w/.+-]*;base64,[\w+/=]*(?:,[\w+/=]+)*")
 """A picture, which errors may name."""
 QUESTION = {"type": "text", "text": "What is this?"}
 
@@ -38,7 +38,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     api_key: str = ""
 
     def body(self, request: Request) -> bytes:
-        pictures = [{"type": "image_url", "image_url": {"url": url(picture)}} for picture in request.pictures]
+        kinds = [(picture, "video_url" if picture.frames else "image_url") for picture in request.pictures]
+        pictures = [{"type": kind, kind: {"url": url(picture)}} for picture, kind in kinds]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": [*pictures, QUESTION]}],

@@ -39,6 +39,8 @@ class Configuration(msgspec.Struct, frozen=True):
     """The engine's own name for its transfer of embeddings, or ``embferry``; empty for one engine, undivided."""
     transport: str = ""
     """The transport, if the connector is embferry's."""
+    overlap: str = ""
+    """The router's ``vllm.overlap``, if it is not the default."""
 
 
 ENCODERS, LANGUAGE, SMALL = ("encoder 1", "encoder 2"), "language", "language, small pool"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..report import NONE, Report, Row, Table, cells, facts, pairs
-from . import counters
+from . import counters, ratios
 from .results import Run, ServingResults, pooled
 from .workload import drawn, requests
 
@@ -70,6 +70,7 @@ def report(results: ServingResults) -> Report:
         for run in results.runs:
             scenarios.setdefault(run.scenario, {}).setdefault(run.name, []).append(run)
         tables = [_overview(scenarios)] if scenarios else []
+        tables += ratios.tables(scenarios) if results.side_by_side else []
         tables += [_scenario(name, list(by_name.values())) for name, by_name in scenarios.items()]
     else:
         title, lead = "A chat endpoint under a load of pictures", "The figures of vllm bench serve, by its definitions."

@@ -93,6 +93,8 @@ class Run(msgspec.Struct):
     """False if the run was interrupted; the samples are those that had ended."""
     counters: dict[str, float | None] = {}
     """Rises of the servers' counters, by the names in :mod:`.counters`; None if no server reports one."""
+    cpu_seconds: float | None = None
+    """CPU time of all servers meanwhile; None if the servers are not ours, or were damaged."""
     notes: list[str] = []
     """Remarks for the report, such as the damage that was done."""
     damaged_at: float | None = None
@@ -144,6 +146,8 @@ class Run(msgspec.Struct):
 class ServingResults(Results, tag="serving", kw_only=True):
     compared: bool = False
     """True if the servers were started here, to compare them."""
+    side_by_side: bool = False
+    """True if all servers ran at once and were asked by turns."""
     engine: str = "vLLM"
     """The engine that they have, as reports call it."""
     runs: list[Run] = msgspec.field(default_factory=list)

@@ -15,6 +15,8 @@ from .stack import Stack
 from .workload import Picture, Plan, Request, requests
 
 QUICK_REQUESTS = 6
+TURN = 1000
+"""Between the seeds of pictures in one round and the next; scenarios have smaller seeds."""
 END_S = 10.0
 """How long a server that has failed may take to end."""
 FITTING = Picture((5, 1), 224, 168, 48)
@@ -32,10 +34,15 @@ class Scenario(msgspec.Struct, frozen=True):
     max_tokens: int = 32
     pictures: tuple[Picture, ...] = ()
 
-    def requests(self) -> list[Request]:
+    def requests(self, turn: int = 0) -> list[Request]:
+        """Returns the requests of a round. Rounds with different numbers differ only in pixels."""
         if self.plan is None:
-            return [Request(number, 0.0, (picture,)) for number, picture in enumerate(self.pictures)]
-        made = requests(self.plan)
+            seen = self.pictures
+            made = [Request(n, 0.0, (each,), int(each in seen[:n])) for n, each in enumerate(seen)]
+        else:
+            made = requests(self.plan)
+        if turn:
+            made = [msgspec.structs.replace(each, pictures=_in_turn(each.pictures, turn)) for each in made]
         if self.damage == "id used again":
             victim = number_of_victim(len(made))
             made[victim] = msgspec.structs.replace(made[victim], rid=REUSED_ID)
@@ -46,6 +53,12 @@ class Scenario(msgspec.Struct, frozen=True):
             return self
         fewer = min(QUICK_REQUESTS, self.plan.requests)
         return msgspec.structs.replace(self, plan=msgspec.structs.replace(self.plan, requests=fewer))
+
+
+def _in_turn(pictures: tuple[Picture, ...], turn: int) -> tuple[Picture, ...]:
+    """Returns pictures of the same sizes with other pixels."""
+    keys = [(each.key[0] + TURN * turn, each.key[1]) for each in pictures]
+    return tuple(msgspec.structs.replace(each, key=key) for each, key in zip(pictures, keys, strict=True))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import httpx
 
 from embferry.trust.trust import KEY_ENV, KEY_FILE_ENV
 
-from ..processes import Child
+from ..processes import Child, cpu_seconds
 from . import answers
 from .client import Endpoint
 from .configurations import MODEL, Configuration, Damage, url
@@ -201,6 +201,11 @@ class Stack(ABC):
     @abstractmethod
     def metrics(self) -> list[str]:
         """URLs of the servers' metrics."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of all servers, and their children, so far."""
+        return cpu_seconds({server.process.pid for server in self.servers.values()})
 
     def endpoint(self, max_tokens: int, timeout_s: float, concurrency: int) -> Endpoint:
         return Endpoint(url(self.port), MODEL, max_tokens, timeout_s, concurrency, dict(self.extra))

@@ -35,6 +35,7 @@ CONFIGURATIONS = (
     Configuration("example", "vLLM's example connector", "example"),
     Configuration("vllm-mooncake", "vLLM's Mooncake connector", "mooncake"),
     Configuration("ours-shm", "embferry over shm", "embferry", "shm"),
+    Configuration("ours-overlapped", "embferry over shm, overlapped", "embferry", "shm", overlap="all"),
     Configuration("ours-tcp", "embferry over tcp", "embferry", "tcp"),
     Configuration("ours-mooncake", "embferry over mooncake", "embferry", "mooncake"),
     Configuration("ours-nixl", "embferry over nixl", "embferry", "nixl"),
@@ -64,7 +65,7 @@ ENVIRONMENT = {
 ENGINE = (
     *("--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "float32", "--seed", "0"),
     *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8", "--max-num-batched-tokens", "4096"),
-    *("--limit-mm-per-prompt.image", "9", "--limit-mm-per-prompt.video", "0"),
+    *("--limit-mm-per-prompt.image", "9", "--limit-mm-per-prompt.video", "1"),
     *("--enforce-eager", "--no-enable-prefix-caching"),
 )
 
@@ -121,9 +122,13 @@ def router(python: str, configuration: Configuration, port: int, encoders: list[
 TOO_LARGE = Picture((5, 0), 896, 896, 1024)
 """An embedding of 1 MiB."""
 _BURSTY = Plan(requests=24, rate=1.0, burstiness_cv=4.9, repeated=0.5, seed=2)
+_AGAIN = tuple(Picture((6, n // 2), 420, 756, 405) for n in range(16))
+_VIDEOS = tuple(Picture((7, n), 336, 252, 16 * 9 * 12 // 2, frames=16) for n in range(8))
 SCENARIOS = (
     Scenario("fits", "Everything fits", Plan(requests=24, rate=1.0, seed=1)),
     Scenario("bursty", "Bursty, half of the pictures repeated", _BURSTY),
+    Scenario("again", "A picture, and the same one again", None, concurrency=1, max_tokens=8, pictures=_AGAIN),
+    Scenario("video", "Videos", None, concurrency=1, max_tokens=8, pictures=_VIDEOS),
     Scenario("corrupted", "Bytes corrupted on the way", Plan(requests=8, rate=1.0, seed=3), "corrupted"),
     Scenario("killed", "An encoder killed", Plan(requests=24, rate=2.0, seed=4), "killed"),
     Scenario(
@@ -212,7 +217,8 @@ class VllmStack(Stack):
             if running.alive and running.command == command:
                 return
             ended([running])
-        self.servers["router"] = self.server("router", command, self._router_port)
+        overlap = {"EMBFERRY_VLLM__OVERLAP": self.configuration.overlap} if self.configuration.overlap else {}
+        self.servers["router"] = self.server("router", command, self._router_port, overlap)
         started([self.servers["router"]], self.say, ROUTER_S)
 
 

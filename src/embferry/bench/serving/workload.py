@@ -33,7 +33,7 @@ GRAIN = 7
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """A picture whose pixels are made from ``key``; width and height are in pixels."""
+    """A picture or video whose pixels are made from ``key``; width and height are in pixels."""
 
     key: tuple[int, int]
     width: int
@@ -42,6 +42,8 @@ class Picture(msgspec.Struct, frozen=True):
     """Visual tokens."""
     cut_short: bool = False
     """True for a file that ends in its middle."""
+    frames: int = 0
+    """Frames of a video; 0 for a picture."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -101,18 +103,26 @@ class Plan(msgspec.Struct, frozen=True):
 
 @cache
 def url(picture: Picture) -> str:
-    """Returns the picture as the ``data:`` URL of a PNG."""
-    from PIL import Image
-
-    rows, columns = -(-picture.height // GRAIN), -(-picture.width // GRAIN)
-    colours = np.random.default_rng(picture.key).integers(0, 255, (rows, columns, 3), dtype=np.uint8)
-    pixels = colours.repeat(GRAIN, 0).repeat(GRAIN, 1)[: picture.height, : picture.width]
-    data = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(data, "PNG", compress_level=1)
-    content = data.getvalue()
+    """Returns the picture as the ``data:`` URL of a PNG, a video as that of its frames in JPEG."""
+    chance = np.random.default_rng(picture.key)
+    if picture.frames:
+        frames = (_file(picture, chance, "JPEG") for _ in range(picture.frames))
+        return "data:video/jpeg;base64," + ",".join(base64.b64encode(frame).decode() for frame in frames)
+    content = _file(picture, chance, "PNG")
     if picture.cut_short:
         content = content[: len(content) // 2]
     return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _file(picture: Picture, chance: np.random.Generator, kind: str) -> bytes:
+    from PIL import Image
+
+    rows, columns = -(-picture.height // GRAIN), -(-picture.width // GRAIN)
+    colours = chance.integers(0, 255, (rows, columns, 3), dtype=np.uint8)
+    pixels = colours.repeat(GRAIN, 0).repeat(GRAIN, 1)[: picture.height, : picture.width]
+    data = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(data, kind, compress_level=1)
+    return data.getvalue()
 
 
 def requests(plan: Plan) -> list[Request]:
