@@ -54,8 +54,8 @@ def test_each_configuration_is_compared_with_every_other() -> None:
 
 def test_a_picture_sent_again_is_compared_with_its_first_time() -> None:
     samples = [sample(n, ttft=t, repeated=n % 2) for n, t in enumerate((0.2, 0.1, 0.4, 0.1, 0.6, 0.3))]
-    found = table(run(*samples, name="ours-shm", scenario="A picture again", plan=None), title="Again / first")
-    assert [row.cells for row in found.rows] == [("ours-shm", "A picture again", "0.25")]
+    found = table(run(*samples, name="ours-shm", scenario="A picture again", plan=None), title="The same picture again")
+    assert [row.cells for row in found.rows] == [("A picture again", "ours-shm", "400", "100", "0.25")]
     assert ratios.again(run(sample(0))) is None
 
 

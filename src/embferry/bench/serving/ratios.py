@@ -23,11 +23,11 @@ def cpu(run: Run) -> float | None:
     return None if run.cpu_seconds is None or not run.right else run.cpu_seconds / len(run.right)
 
 
-def again(run: Run) -> float | None:
-    """Returns the time to first token for pictures sent before, as a share of that for new ones, by their medians."""
-    old = [sample.ttft for sample in run.right if sample.repeated and sample.ttft is not None]
-    new = [sample.ttft for sample in run.right if not sample.repeated and sample.ttft is not None]
-    return statistics.median(old) / statistics.median(new) if old and new else None
+def again(run: Run) -> tuple[float, float] | None:
+    """Returns the median times to first token, in seconds, for new pictures and for those that were sent before."""
+    times = [(bool(sample.repeated), sample.ttft) for sample in run.right if sample.ttft is not None]
+    new, old = ([ttft for repeated, ttft in times if repeated is which] for which in (False, True))
+    return (statistics.median(new), statistics.median(old)) if old and new else None
 
 
 def ratio(figure: Figure, of: Sequence[Run], to: Sequence[Run]) -> float | None:
@@ -43,15 +43,18 @@ def tables(scenarios: Rounds) -> list[Table]:
         _table("Time to first token", "ms", scenarios, ttft, 1e3),
         _table("CPU time of all servers a request", "ms", scenarios, cpu, 1e3),
     ]
-    rows = [
-        Row((_title(rounds), scenario, f"{statistics.median(found):.2f}"), _kind(rounds))
-        for scenario, by_name in scenarios.items()
-        for rounds in by_name.values()
-        if rounds[0].plan is None and (found := [value for run in rounds if (value := again(run)) is not None])
-    ]
-    note = "Time to first token of the second request with a picture, as a share of the first one's. Medians of rounds."
+    rows = []
+    for scenario, by_name in scenarios.items():
+        for rounds in by_name.values():
+            times = [found for run in rounds if run.plan is None and (found := again(run)) is not None]
+            if times:
+                news, olds = [f"{statistics.median(each) * 1e3:.0f}" for each in zip(*times, strict=True)]
+                share = statistics.median([old / new for new, old in times])
+                rows.append(Row((scenario, _title(rounds), news, olds, f"{share:.2f}"), _kind(rounds)))
     if rows:
-        made.append(Table("Again / first", ("configuration", "scenario", "ratio"), tuple(rows), note))
+        columns = ("scenario", "configuration", "first ms", "again ms", "again / first")
+        note = "Time to first token of the first and the second request with a picture. Medians of rounds."
+        made.append(Table("The same picture again", columns, tuple(rows), note))
     return made
 
 

@@ -217,7 +217,7 @@ class VllmStack(Stack):
             if running.alive and running.command == command:
                 return
             ended([running])
-        overlap = {"EMBFERRY_VLLM__OVERLAP": self.configuration.overlap} if self.configuration.overlap else {}
+        overlap = {"EMBFERRY_VLLM_OVERLAP": self.configuration.overlap} if self.configuration.overlap else {}
         self.servers["router"] = self.server("router", command, self._router_port, overlap)
         started([self.servers["router"]], self.say, ROUTER_S)
 
