@@ -101,7 +101,8 @@ def counted(llm: Any) -> dict[str, Any]:
     for metric in llm.get_metrics():
         if metric.name in names:
             found[names[metric.name]] += metric.value
-    return found
+    core = llm.llm_engine.engine_core.engine_core  # in this process
+    return found | {"encoder_cache_tokens": core.scheduler.encoder_cache_manager.cache_size}
 
 
 if __name__ == "__main__":

@@ -381,7 +381,7 @@ class VllmSettings(Section):
     language_encodes: bool = False
     """If no instance that encodes is left, or the transfer fails for good before the answer begins, send the whole
     request to an instance that answers, which then encodes by itself."""
-    overlap: Literal["off", "pictures", "all"] = "off"
+    overlap: Literal["off", "pictures", "all"] = "pictures"
     """With `connector: embferry`: `pictures` asks the instance that answers while the pictures of a request are still
     being encoded, so that it prepares the prompt meanwhile. `all`: also where that instance has to decode the file
     itself, such as videos of Qwen2.5-VL; then a file that ends its decoder ends two instances at once."""

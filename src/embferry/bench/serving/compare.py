@@ -60,7 +60,8 @@ class Comparison:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"no configuration or scenario is called {pattern!r}; choose from {', '.join(names)}")
         matching = {name for name in names if any(fnmatchcase(name, pattern) for pattern in only)}
-        self.configurations = [c for c in engine.configurations if c.name in matching] or list(engine.configurations)
+        usual = [c for c in engine.configurations if not c.on_request]
+        self.configurations = [c for c in engine.configurations if c.name in matching] or usual
         self.scenarios = [s for s in engine.scenarios if s.name in matching] or list(engine.scenarios)
         if side_by_side:
             self.scenarios = [scenario for scenario in self.scenarios if not scenario.damage]

@@ -41,6 +41,8 @@ class Configuration(msgspec.Struct, frozen=True):
     """The transport, if the connector is embferry's."""
     overlap: str = ""
     """The router's ``vllm.overlap``, if it is not the default."""
+    on_request: bool = False
+    """Compared only if the user names it."""
 
 
 ENCODERS, LANGUAGE, SMALL = ("encoder 1", "encoder 2"), "language", "language, small pool"

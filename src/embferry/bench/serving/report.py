@@ -69,8 +69,8 @@ def report(results: ServingResults) -> Report:
         scenarios: Scenarios = {}
         for run in results.runs:
             scenarios.setdefault(run.scenario, {}).setdefault(run.name, []).append(run)
-        tables = [_overview(scenarios)] if scenarios else []
-        tables += ratios.tables(scenarios) if results.side_by_side else []
+        tables = ratios.tables(scenarios) if results.side_by_side else []
+        tables += [_overview(scenarios)] if scenarios else []
         tables += [_scenario(name, list(by_name.values())) for name, by_name in scenarios.items()]
     else:
         title, lead = "A chat endpoint under a load of pictures", "The figures of vllm bench serve, by its definitions."

@@ -35,14 +35,17 @@ class Scenario(msgspec.Struct, frozen=True):
     pictures: tuple[Picture, ...] = ()
 
     def requests(self, turn: int = 0) -> list[Request]:
-        """Returns the requests of a round. Rounds with different numbers differ only in pixels."""
+        """Returns the requests of a round.
+
+        Rounds differ in what is drawn: times, sizes and numbers of pictures, because it is chance which requests meet.
+        Pictures that are given differ in their pixels.
+        """
         if self.plan is None:
-            seen = self.pictures
+            keys = [(each.key[0] + TURN * turn, each.key[1]) for each in self.pictures]
+            seen = [msgspec.structs.replace(each, key=key) for each, key in zip(self.pictures, keys, strict=True)]
             made = [Request(n, 0.0, (each,), int(each in seen[:n])) for n, each in enumerate(seen)]
         else:
-            made = requests(self.plan)
-        if turn:
-            made = [msgspec.structs.replace(each, pictures=_in_turn(each.pictures, turn)) for each in made]
+            made = requests(msgspec.structs.replace(self.plan, seed=self.plan.seed + TURN * turn))
         if self.damage == "id used again":
             victim = number_of_victim(len(made))
             made[victim] = msgspec.structs.replace(made[victim], rid=REUSED_ID)
@@ -53,12 +56,6 @@ class Scenario(msgspec.Struct, frozen=True):
             return self
         fewer = min(QUICK_REQUESTS, self.plan.requests)
         return msgspec.structs.replace(self, plan=msgspec.structs.replace(self.plan, requests=fewer))
-
-
-def _in_turn(pictures: tuple[Picture, ...], turn: int) -> tuple[Picture, ...]:
-    """Returns pictures of the same sizes with other pixels."""
-    keys = [(each.key[0] + TURN * turn, each.key[1]) for each in pictures]
-    return tuple(msgspec.structs.replace(each, key=key) for each, key in zip(pictures, keys, strict=True))
 
 
 @contextmanager

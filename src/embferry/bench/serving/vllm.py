@@ -35,7 +35,8 @@ CONFIGURATIONS = (
     Configuration("example", "vLLM's example connector", "example"),
     Configuration("vllm-mooncake", "vLLM's Mooncake connector", "mooncake"),
     Configuration("ours-shm", "embferry over shm", "embferry", "shm"),
-    Configuration("ours-overlapped", "embferry over shm, overlapped", "embferry", "shm", overlap="all"),
+    Configuration("ours-apart", "embferry over shm, encode first", "embferry", "shm", "off", on_request=True),
+    Configuration("ours-all", "embferry over shm, videos overlapped", "embferry", "shm", "all", on_request=True),
     Configuration("ours-tcp", "embferry over tcp", "embferry", "tcp"),
     Configuration("ours-mooncake", "embferry over mooncake", "embferry", "mooncake"),
     Configuration("ours-nixl", "embferry over nixl", "embferry", "nixl"),
@@ -54,7 +55,6 @@ ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_HOST_IP": "127.0.0.1",
     "OMP_NUM_THREADS": "1",
@@ -62,11 +62,15 @@ ENVIRONMENT = {
 }
 """Without ``MC_FORCE_TCP``, Mooncake's engine looks for RDMA. The rest suits two cores without a network."""
 
+KV_BYTES = 256 << 20
+"""Holds the longest requests that one engine runs at once. This and the small cache of prepared pictures leave memory
+for many engines; the cache holds those of a round."""
 ENGINE = (
     *("--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "float32", "--seed", "0"),
     *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8", "--max-num-batched-tokens", "4096"),
     *("--limit-mm-per-prompt.image", "9", "--limit-mm-per-prompt.video", "1"),
-    *("--enforce-eager", "--no-enable-prefix-caching"),
+    *("--enforce-eager", "--no-enable-prefix-caching", "--kv-cache-memory-bytes", str(KV_BYTES)),
+    *("--mm-processor-cache-gb", "0.25"),
 )
 
 

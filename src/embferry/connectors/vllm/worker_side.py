@@ -15,6 +15,7 @@ from embferry.transfer.failures import attempt
 from ..shared.shape import Shape, digest_of
 from ..shared.shared_rows import SharedRows
 from .channel import Publish, publish
+from .device_copies import DeviceCopies
 from .pending_loads import PendingLoad
 from .rank_memory import RankMemory
 from .scheduler_side import StepMetadata
@@ -36,6 +37,8 @@ class WorkerSide:
         self._name, self._rank, self._ranks = name, parallel.rank % parallel.world_size, ranks
         self._publishes = vllm_config.ec_transfer_config.is_ec_producer and self._rank == 0
         self._memory = RankMemory(name, self._rank) if self._rank < ranks else None
+        device = current_platform.device_type
+        self._copies = DeviceCopies(device, getattr(torch, device))  # on this worker's current device
         self._contents: dict[str, str] = {}  # keys in the shared cache of what this step encodes, by hash
         self._completed: set[int] = set()  # numbers of the completed loads that the scheduler still repeats
 
@@ -63,9 +66,8 @@ class WorkerSide:
             if load.wanted and load.mm_hash not in encoder_cache:
                 shape = shared.shape
                 tensor = torch.from_numpy(shared.rows).view(getattr(torch, shape.dtype))
-                device = current_platform.device_type  # this worker's current one
                 # On a CPU vLLM reads the mapping itself, which lasts as long as the tensor. Nothing writes there now.
-                encoder_cache[load.mm_hash] = tensor.reshape(shape.tokens, shape.width).to(device)
+                encoder_cache[load.mm_hash] = self._copies.to_device(tensor.reshape(shape.tokens, shape.width))
             shared.completed[self._rank] = load.number
             self._completed.add(load.number)
 
@@ -85,7 +87,7 @@ class WorkerSide:
 
     def _publish(self, output: torch.Tensor, mm_hash: str, encoded: bool) -> None:
         tensor = output.detach()
-        tensor = tensor.reshape(len(tensor), -1).contiguous().cpu()
+        tensor = self._copies.to_host(tensor.reshape(len(tensor), -1).contiguous())
         tokens, width = tensor.shape
         shape = Shape(tokens, width, str(tensor.dtype).removeprefix("torch."))
         with closing(SharedRows.make(shape, self._ranks)) as shared:
