@@ -17,6 +17,7 @@ from urllib.parse import SplitResult
 import idna
 
 from embferry.serve.errors import ServeError
+from embferry.serve.http.address import bracketed
 from embferry.serve.shared_threads import SharedThreads
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ async def permitted_addresses(url: SplitResult, allowed: tuple[str, ...]) -> lis
     names = [name for name, entry_port in map(_name_and_port, allowed) if port == (entry_port or default_port)]
     by_name = host in names
     if not by_name and not any(name == "*" or (name[:2] == "*." and host.endswith(name[1:])) for name in names):
-        why = f"files may not be fetched from {host}:{port}; the operator can allow it with media.allowed_hosts"
+        name = f"{bracketed(host)}:{port}"
+        why = f"files may not be fetched from {name}; the operator can allow it with media.allowed_hosts"
         raise ServeError("host_not_allowed", why)
     addresses = await _resolve(host, port)
     if not by_name and (private := [address for address in addresses if not is_public(address)]):
