@@ -1,4 +1,4 @@
-"""Output that nobody takes: a full disk, a closed pipe or a closed descriptor means one line, and no traceback."""
+"""Output to a full disk, a closed pipe or a closed descriptor: one line says so, and there is no traceback."""
 
 from __future__ import annotations
 

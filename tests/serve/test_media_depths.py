@@ -184,7 +184,7 @@ def shown(data: bytes) -> list[list[Any]]:
 @pytest.mark.parametrize("kind", [GREY, RGB, PALETTE, RGBA])
 @pytest.mark.parametrize("depth", [8, 16])
 def test_frames_of_an_animation_with_transparent_parts(depth: int, kind: int, disposal: int, over: int) -> None:
-    """Of every depth they are put together as the format says, and transparent parts are white."""
+    """They are put together as the format says at every depth, and transparent parts are white."""
     if (kind, depth) == (PALETTE, 16):
         return  # there is no such PNG
     clear, red, blue, none = 0, 1, 2, 3

@@ -65,7 +65,7 @@ def version() -> None:
 def run() -> None:
     """Runs the command line.
 
-    Ctrl-C ends with status 130; :mod:`embferry.cli.streams` says what ends it when nobody takes its output.
+    Ctrl-C ends with status 130; :mod:`embferry.cli.streams` says what ends it when its output cannot be written.
     """
     open_missing()
     own_process()

@@ -45,7 +45,7 @@ _SHORT: dict[Key, str] = {("cache", "url"): "--cache"}
 """Options with a short name beside their own."""
 
 _EXTRA = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((\S.*)\)", re.DOTALL)
-"""What typer says of words that no option takes."""
+"""The words of typer about arguments that no option takes."""
 
 TYPED = "embferry.typed"
 """Key of a context's ``meta``: the words of the command line."""

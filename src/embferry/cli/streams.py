@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
 UNWRITTEN, PIPE_CLOSED = 1, 141
 """Exit statuses: the output could not be written; its reader has left, as a shell reports of SIGPIPE."""
@@ -60,14 +61,14 @@ def told(who: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _typers_end(output: object) -> Iterator[None]:
+def _typers_end(output: TextIO) -> Iterator[None]:
     """Raises BrokenPipeError where typer has ended the process for one: it replaces the stream, and exits with 1."""
     try:
         yield
     except SystemExit as ended:
         if sys.stdout is not output:
             raise BrokenPipeError from ended
-        sys.stdout.flush()
+        output.flush()
         raise
 
 

@@ -17,7 +17,6 @@ from urllib.parse import SplitResult
 import idna
 
 from embferry.serve.errors import ServeError
-from embferry.serve.http.address import bracketed
 from embferry.serve.shared_threads import SharedThreads
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ async def permitted_addresses(url: SplitResult, allowed: tuple[str, ...]) -> lis
     names = [name for name, entry_port in map(_name_and_port, allowed) if port == (entry_port or default_port)]
     by_name = host in names
     if not by_name and not any(name == "*" or (name[:2] == "*." and host.endswith(name[1:])) for name in names):
-        name = f"{bracketed(host)}:{port}"
+        name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         why = f"files may not be fetched from {name}; the operator can allow it with media.allowed_hosts"
         raise ServeError("host_not_allowed", why)
     addresses = await _resolve(host, port)

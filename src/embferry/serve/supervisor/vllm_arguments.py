@@ -204,7 +204,7 @@ def known_options(package: Path) -> Known | None:
     aliases = _aliases(package)
     choices = {name: few for name, found in kinds.items() if (few := _choices(found, aliases))}
     names |= {*kinds, *switches}
-    return Known(*map(frozenset, (names, switches, singles, numbers)), choices)
+    return Known(frozenset(names), frozenset(switches), frozenset(singles), frozenset(numbers), choices)
 
 
 def _aliases(package: Path) -> dict[str, str]:

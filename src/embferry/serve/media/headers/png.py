@@ -25,7 +25,7 @@ _ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
 DEPTH = 24
 """Place of the number of bits in the header of a file, whose colour type is behind it."""
 KEEP, CLEAR, RESTORE = range(3)
-"""What becomes of the part of the picture that a frame covers, after it (11.3.6.2)."""
+"""Ways to dispose of the part of the picture that a frame covers, after it (11.3.6.2)."""
 _CONTROL = struct.Struct(">IIIIIHHBB")
 _GREY, _RGB, _PALETTE = 0, 2, 3
 """Colour types (11.2.1) of pictures that may have a chunk of transparency."""
