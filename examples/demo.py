@@ -30,6 +30,7 @@ from typing import Any
 import httpx
 from transformers.utils.logging import disable_progress_bar
 
+from embferry.cli.streams import open_missing, told
 from embferry.serve.config import ServeSettings, Settings, TransferSettings
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.supervisor import LocalCluster
@@ -193,8 +194,10 @@ def handled_interrupts() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    open_missing()
     try:
-        sys.exit(main())
+        with told("demo"):
+            sys.exit(main())
     except KeyboardInterrupt:
         say("\nInterrupted. All processes have ended.")
         sys.exit(130)

@@ -98,23 +98,6 @@ def test_what_goes_wrong_is_broken_on_a_terminal_alone() -> None:
     assert shown.split() == plain.split()
 
 
-@pytest.mark.parametrize("words", [("version",), ("--help",), ("keys", "new")])
-def test_a_full_disk_is_told_in_one_line(words: tuple[str, ...]) -> None:
-    command = [sys.executable, "-c", "from embferry.cli.main import run; run()", *words]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    said = "embferry: the output cannot be written: No space left on device\n"
-    assert (done.returncode, done.stderr) == (1, said)
-
-
-@pytest.mark.integration
-def test_an_answer_onto_a_full_disk_is_told_in_one_line() -> None:
-    with router() as server, open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "embferry", "ask", "what?", "--url", server.url]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-
-
 @pytest.mark.integration
 def test_ask_breaks_lines_on_a_terminal_alone() -> None:
     with router() as server:

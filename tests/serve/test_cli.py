@@ -117,6 +117,13 @@ def test_unknown_flags_and_verbs_end_with_status_2() -> None:
     assert called("rooter")[0] == 2
 
 
+@pytest.mark.parametrize("verb", ["router", "encode", "language", "bootstrap"])
+def test_a_word_that_no_option_takes_is_told_what_it_may_mean(verb: str) -> None:
+    status, _, told = called(verb, "Qwen/Q", "more")
+    assert status == 2
+    assert told.endswith("Error: Qwen/Q is no option; if it is the model, use --model Qwen/Q\n")
+
+
 @pytest.mark.parametrize("given", ["tls-ca", "tls-cert", "tls-key"])
 def test_a_part_of_the_tls_files_is_told_the_options_that_are_missing(given: str) -> None:
     missing = [name for name in ("tls-ca", "tls-cert", "tls-key") if name != given]

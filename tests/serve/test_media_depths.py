@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,19 +149,94 @@ def test_a_palette_of_few_colours_keeps_its_transparency() -> None:
     assert pixels(data) == [[0, 1, 2], WHITE, [6, 7, 8], [9, 10, 11]]
 
 
+def animation_of(
+    frames: Sequence[NDArray[np.int64]],
+    depth: int,
+    *before: bytes,
+    disposal: int = 0,
+    over: int = 0,
+    kind: int | None = None,
+) -> bytes:
+    """Returns an animated PNG. Its first frame covers the picture, the others its part from (1, 1) on."""
+    stills = [png(samples, depth, kind=kind) for samples in frames]
+    controls = [
+        struct.pack(">IIIIHHBB", *samples.shape[1::-1], *((1, 1) if number else (0, 0)), 1, 2, disposal, over)
+        for number, samples in enumerate(frames)
+    ]
+    data = stills[0][:33] + chunk(b"acTL", struct.pack(">II", len(frames), 0)) + b"".join(before)
+    number = 0
+    for still, control in zip(stills, controls, strict=True):
+        data += chunk(b"fcTL", number.to_bytes(4) + control)
+        pixels = still[still.index(b"IDAT") + 4 : -16]
+        data += chunk(b"fdAT", (number + 1).to_bytes(4) + pixels) if number else chunk(b"IDAT", pixels)
+        number += 2 if number else 1
+    return data + chunk(b"IEND", b"")
+
+
+def shown(data: bytes) -> list[list[Any]]:
+    """Returns the pixels of the frames of an animation."""
+    assert check_video(data, LIMITS).count == 3
+    return [np.asarray(frame).tolist() for frame in decode_video(data, LIMITS, 2).frames]
+
+
+@pytest.mark.parametrize("over", [0, 1])
+@pytest.mark.parametrize("disposal", [0, 1, 2])
+@pytest.mark.parametrize("kind", [GREY, RGB, PALETTE, RGBA])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_frames_of_an_animation_with_transparent_parts(depth: int, kind: int, disposal: int, over: int) -> None:
+    """They are put together as the format says at every depth, and transparent parts are white."""
+    if (kind, depth) == (PALETTE, 16):
+        return  # there is no such PNG
+    clear, red, blue, none = 0, 1, 2, 3
+    marks = [np.full((4, 4), red), np.full((2, 2), blue), np.full((2, 2), red)]
+    marks[0][0, 0] = marks[1][0, 0] = marks[2][1, 1] = clear
+    own = {clear: (9, 9, 9, 0), red: (255, 0, 0, 255), blue: (0, 0, 255, 255)}
+    greys = {clear: 9, red: 200, blue: 50}
+    spread = 257 if depth == 16 else 1
+    if kind == GREY:
+        frames = [np.vectorize(greys.get)(mark)[:, :, None] * spread for mark in marks]
+        before = [transparent(9 * spread)]
+    elif kind == PALETTE:
+        frames = [mark[:, :, None] for mark in marks]
+        before = [chunk(b"PLTE", bytes((9, 9, 9, 255, 0, 0, 0, 0, 255))), chunk(b"tRNS", b"\0")]
+    else:
+        channels = 3 if kind == RGB else 4
+        frames = [np.array([[own[one][:channels] for one in row] for row in mark.tolist()]) * spread for mark in marks]
+        before = [transparent(*[9 * spread] * 3)] if kind == RGB else []
+    canvas = np.full((4, 4), none)
+    expected = []
+    for number, mark in enumerate(marks):
+        at = slice(1, 3) if number else slice(0, 4)
+        earlier = canvas.copy()
+        canvas[at, at] = np.where(mark == clear, canvas[at, at], mark) if over else mark
+        expected.append(canvas.copy())
+        if disposal == 2 and number:
+            canvas = earlier
+        elif disposal:
+            canvas[at, at] = none
+    colours = {clear: WHITE, none: WHITE, red: [255, 0, 0], blue: [0, 0, 255]}
+    if kind == GREY:
+        colours |= {red: [200] * 3, blue: [50] * 3}
+    found = shown(animation_of(frames, depth, *before, disposal=disposal, over=over, kind=kind))
+    assert found == [[[colours[one] for one in row] for row in frame.tolist()] for frame in expected]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_animation_of_16_bits_has_no_pixel_that_should_not_be_transparent(channels: int) -> None:
-    """Its transparent colour is not applied."""
     samples = np.full((4, 4, channels), 0xC8C8)
-    control = chunk(b"acTL", struct.pack(">II", 2, 0))
-    frame = struct.pack(">IIIIHHBB", 4, 4, 0, 0, 1, 2, 0, 0)
-    still = png(samples, 16, control, transparent(*[0xC8] * channels), chunk(b"fcTL", struct.pack(">I", 0) + frame))
-    body = still[still.index(b"IDAT") + 4 : -16]
-    data = still[:-12] + chunk(b"fcTL", struct.pack(">I", 1) + frame) + chunk(b"fdAT", struct.pack(">I", 2) + body)
-    data += still[-12:]
-    assert check_video(data, LIMITS).count == 2
-    for image in decode_video(data, LIMITS, 2).frames:
-        assert image.getpixel((1, 1)) == (0xC8,) * 3
+    data = animation_of([samples, samples[:2, :2], samples[:2, :2]], 16, transparent(*[0xC8] * channels))
+    assert shown(data) == [[[[0xC8] * 3] * 4] * 4] * 3
+
+
+@pytest.mark.parametrize("at", [0, 4, 8, 12, 16])
+def test_a_frame_that_does_not_fit_is_refused(at: int) -> None:
+    """Whichever number of its header is wrong: of the frame, its width or height, its place."""
+    samples = np.full((4, 4, 3), 200)
+    data = animation_of([samples, samples[:2, :2], samples[:2, :2]], 8)
+    place = data.rindex(b"fcTL")
+    wrong = data[place + 4 : place + 4 + at] + (9).to_bytes(4) + data[place + 8 + at : place + 30]
+    odd = data[: place - 4] + chunk(b"fcTL", wrong) + data[place + 34 :]
+    assert refused(odd, read=lambda *a: decode_video(*a, 2)).code == "video_corrupt"
 
 
 def grey_tiff(value: int, bits: int, photometric: int, sample_format: int | None = None, order: str = "<") -> bytes:

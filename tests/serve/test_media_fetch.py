@@ -93,7 +93,7 @@ def test_a_pattern_never_admits_a_private_address(site: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://", "http://[::1/x", "http://a:b/", "http://a:99999/", "http:///x", "https://a b/"]
+    "url", ["http://", "http://[::1/x", "http://a:b/", "http://a:99999/", "http://a:0/", "http:///x", "https://a b/"]
 )
 def test_a_malformed_url_is_refused(url: str) -> None:
     assert refusal(url, allowed_hosts=("*",)) in ("invalid_url", "host_not_allowed", "fetch_failed")

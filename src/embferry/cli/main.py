@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import platform
 import signal
 import sys
@@ -16,6 +13,7 @@ from embferry import __version__
 from embferry.cli import api_keys, ask, bench, ec, keys, migrate, processes, ui
 from embferry.cli.options import SettingsCommand
 from embferry.cli.plain import PlainCommand
+from embferry.cli.streams import open_missing, told
 from embferry.observe.logs import own_process
 
 app = typer.Typer(
@@ -25,9 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Errors of a file or device that takes no more."""
 WIDE = {"max_content_width": 110}
 """The help of the commands with many options is as wide as the terminal, up to here."""
 
@@ -70,27 +65,14 @@ def version() -> None:
 def run() -> None:
     """Runs the command line.
 
-    Ctrl-C ends with status 130, a closed pipe (``embferry ask … | head``) with 141, a full disk behind ``>`` with 1.
+    Ctrl-C ends with status 130; :mod:`embferry.cli.streams` says what ends it when its output cannot be written.
     """
+    open_missing()
     own_process()
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as entry.py has left it
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        app()
+        with told("embferry"):
+            app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        _drop_output()
-        sys.exit(141)
-    except OSError as error:
-        if error.errno not in FULL or error.filename is not None:
-            raise
-        _drop_output()
-        with contextlib.suppress(OSError):
-            print(f"embferry: the output cannot be written: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
-
-
-def _drop_output() -> None:
-    """Has nothing more written to standard output: the interpreter flushes it again at exit, which must not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NoReturn
@@ -43,6 +44,8 @@ _COMMON, _OTHERS = "Common options", "Further settings of every process"
 _SHORT: dict[Key, str] = {("cache", "url"): "--cache"}
 """Options with a short name beside their own."""
 
+_EXTRA = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((\S.*)\)", re.DOTALL)
+"""The words of typer about arguments that no option takes."""
 
 TYPED = "embferry.typed"
 """Key of a context's ``meta``: the words of the command line."""
@@ -60,6 +63,9 @@ class SettingsCommand(PlainCommand):
             takes_rest = any(one.name == "rest" for one in self.params)
             if takes_rest and type(error).__name__ == "NoSuchOption" and _names_vllm(typed):
                 error.message += f". Options of vllm serve go after --: -- {error.option_name}"  # type: ignore[attr-defined]
+            if found := _EXTRA.fullmatch(str(getattr(error, "message", ""))):
+                word = found[1].split()[0]
+                error.message = f"{word} is no option; if it is the model, use --model {word}"  # type: ignore[attr-defined]
             raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

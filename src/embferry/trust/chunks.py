@@ -1,4 +1,4 @@
-"""A bound on the chunks of a body.
+"""A bound on the chunks of a body, and empty lines before a request.
 
 Each chunk costs the event loop as much as a few hundred bytes of a large one. A piece of a body that the kernel has
 received can hold 40,000 chunks of one byte, for which all other connections would wait a quarter of a second.
@@ -6,6 +6,7 @@ received can hold 40,000 chunks of one byte, for which all other connections wou
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import h11
@@ -14,6 +15,7 @@ FREE_CHUNKS = 1024
 """Chunks of a body that may have any size."""
 LEAST_AVERAGE = 256
 """Bytes that the further chunks of a body must have on average."""
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 
 
 def too_many(chunks: int, body_bytes: int) -> bool:
@@ -32,6 +34,8 @@ class BoundedChunks(h11.Connection):
     _chunks = _body_bytes = 0
 
     def next_event(self) -> Any:
+        if self.our_role is h11.SERVER and self.their_state is h11.IDLE and self._is_at_empty_line():
+            return h11.NEED_DATA
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._chunks = self._body_bytes = 0
@@ -47,3 +51,16 @@ class BoundedChunks(h11.Connection):
         if isinstance(event, h11.Response):
             self.status = event.status_code
         return super().send_with_data_passthrough(event)
+
+    def _is_at_empty_line(self) -> bool:
+        """Passes over empty lines before a request, which some clients send behind a body (RFC 9112, 2.2).
+
+        Returns:
+            Whether half of another one is there, and more may come.
+        """
+        data, is_over = self.trailing_data
+        if not data.startswith((b"\r", b"\n")):
+            return False
+        lines = _EMPTY_LINES.match(data)
+        self._receive_buffer.maybe_extract_at_most(lines.end() if lines else 0)
+        return self.trailing_data[0] == b"\r" and not is_over

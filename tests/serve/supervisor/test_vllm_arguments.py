@@ -15,6 +15,10 @@ class EngineArgs:
     enforce_eager: bool = ModelConfig.enforce_eager
     max_model_len: int = ModelConfig.max_model_len
     dtype: ModelDType = "auto"
+    logprobs_mode: LogprobsMode | None = None
+    runner: RunnerOption = "auto"
+    tokenizer_mode: TokenizerMode | str = "auto"
+    jit: Literal["warn", "error"] = "warn"
     served_model_name: str | list[str] | None = None
     limit_mm_per_prompt: dict[str, int] = {}
 
@@ -28,11 +32,20 @@ class FrontendArgs:
     uds: str | None = None
     ec_transfer_config: dict | None = None
 """
+MODEL = """
+ModelDType = Literal["auto", "float32"]
+LogprobsMode: TypeAlias = Literal[
+    "raw",
+    "processed",
+]
+RunnerOption = Literal["auto", RunnerType]
+"""
 
 
 @pytest.fixture
 def known(tmp_path: Path) -> Known:
-    for file, text in (("engine/arg_utils.py", SOURCE), ("entrypoints/openai/cli_args.py", FRONTEND)):
+    files = {"engine/arg_utils.py": SOURCE, "entrypoints/openai/cli_args.py": FRONTEND, "config/model.py": MODEL}
+    for file, text in files.items():
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_text(text)
     found = known_options(tmp_path)
@@ -53,6 +66,8 @@ def never(extra: Sequence[str]) -> str:
         "--served-model-name a b --tensor-parallel-size 2",
         "--limit-mm-per-prompt.image 2 --enforce-eag",
         "--max-model-len -1 --enforce-eager",
+        "--dtype float32 --logprobs-mode=processed --jit warn",
+        "--logprobs-mode None --runner any --tokenizer-mode any",
         "--omni --pigeons 2",
     ],
 )
@@ -72,6 +87,11 @@ def test_right_arguments_are_taken_without_loading_vllm(words: str, known: Known
         ("--dtype=float32 Qwen/Q", "Qwen/Q: if it is the model"),
         ("--max-model-len long", ""),
         ("--max-model-len=long", ""),
+        ("--dtype floaty", ""),
+        ("--dtype=floaty", ""),
+        ("--dt floaty", ""),
+        ("--logprobs-mode row", ""),
+        ("--jit error,", ""),
     ],
 )
 def test_doubtful_arguments_are_refused_if_vllm_refuses_them(words: str, hint: str, known: Known) -> None:

@@ -23,6 +23,12 @@ LINES = [
     "resource_tracker.py:254: UserWarning: There appear to be 1 leaked shared_memory objects to clean up at shutdown",
     "INFO 11-29 Shutting down",
 ]
+WARNING = "(APIServer pid=1) WARNING 11-30 [utils.py:255] This can cause `OSError: [Errno 24] Too many open files`."
+POINTERS = [
+    "Exception: WorkerProc initialization failed. See stack trace for root cause.",
+    "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+]
+"""Lines of vLLM that name no reason, but the place of one."""
 
 
 def test_the_router_ends_before_the_instances(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +81,19 @@ def test_a_child_is_told_the_seconds_for_its_end(monkeypatch: pytest.MonkeyPatch
     os.close(writer)
     assert ended.wait(60)
     assert pipes.seconds == 5.25
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["(Worker) ERROR [executor.py:953] ValueError: no memory", *POINTERS], "ValueError: no memory"),
+        ([WARNING, *POINTERS], POINTERS[0]),
+        (["OSError: no file", "vllm serve: error: argument --dtype"], "error: argument --dtype"),
+        (["INFO all is well"], ""),
+    ],
+)
+def test_the_reason_is_the_error_that_others_point_to(lines: list[str], reason: str) -> None:
+    output = VllmOutput(threading.Event())
+    for line in lines:
+        output.line(line)
+    assert output.reason == reason

@@ -65,7 +65,8 @@ async def permitted_addresses(url: SplitResult, allowed: tuple[str, ...]) -> lis
     names = [name for name, entry_port in map(_name_and_port, allowed) if port == (entry_port or default_port)]
     by_name = host in names
     if not by_name and not any(name == "*" or (name[:2] == "*." and host.endswith(name[1:])) for name in names):
-        why = f"files may not be fetched from {host}:{port}; the operator can allow it with media.allowed_hosts"
+        name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        why = f"files may not be fetched from {name}; the operator can allow it with media.allowed_hosts"
         raise ServeError("host_not_allowed", why)
     addresses = await _resolve(host, port)
     if not by_name and (private := [address for address in addresses if not is_public(address)]):

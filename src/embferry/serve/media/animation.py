@@ -10,6 +10,7 @@ from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.media.apng import composed
 from embferry.serve.media.checks import check_size
 from embferry.serve.media.film import LISTED_FPS, Film, too_long
 from embferry.serve.media.formats import sniff, still_picture
@@ -66,7 +67,10 @@ def animated(data: bytes, film: Film, limits: MediaSettings) -> Iterator[tuple[f
 
 def _frames(data: bytes, film: Film, limits: MediaSettings) -> Iterator[tuple[float, Callable[[], Image.Image]]]:
     form = film.form
-    with open_image(png.reduced(data, animated=True) if form == "PNG" else data, limits) as image:
+    if form == "PNG":
+        yield from composed(png.reduced(data, animated=True), film, limits)
+        return
+    with open_image(data, limits) as image:
         for number, start in enumerate(film.starts, film.stream):
             try:
                 image.seek(number)

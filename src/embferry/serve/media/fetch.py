@@ -281,6 +281,8 @@ def _plain_netloc(parts: SplitResult) -> str:
     netloc, port = parts.netloc.rpartition("@")[2], parts.port  # the latter raises, if it is no number
     if not parts.hostname:
         raise ValueError("it names no host")
+    if port == 0:
+        raise ValueError("there is no port 0")
     if not netloc.isascii():
         netloc = ascii_host(parts.hostname) + (f":{port}" if port is not None else "")
     if not _NETLOC.fullmatch(netloc):

@@ -43,8 +43,9 @@ _SIGNED = 2
 """Numbers of a TIFF that are signed (TIFF 6.0, 19)."""
 _BITS_15 = 15
 """Bits of a colour, or of one of the map of colours, of a TGA; PIL knows those of 16, 24 and 32."""
-_TAILS = (bytes(16), b"\xaa" * 16)
-"""Bytes behind a JPEG without an end that differ in their first bit, as codes of pixels in them do."""
+_TAILS = (bytes(16), b"\xaa" * 16, b"\x55" * 16, b"\xfe" * 16)
+"""Bytes behind a JPEG without an end. The first two differ in their first bit, as codes of pixels in them do; the
+others are for progressive pictures, where few bits may make up the rest of many pixels."""
 _BAND = 64
 """Rows that are compared at a time."""
 _COMPRESSION, _JPEG_IN_TIFF = 259, (6, 7)
@@ -111,19 +112,27 @@ def _decoded_jpeg(image: Image.Image, data: bytes) -> Image.Image:
     try:
         image.load()
     except OSError:
-        whole = _without_end(data)
+        whole = _without_end(data, is_progressive="progressive" in image.info)
         if whole is None:
             raise
         return whole
     return image
 
 
-def _without_end(data: bytes) -> Image.Image | None:
-    """Returns the picture of a JPEG without an end; None if pixels are missing too."""
+def _without_end(data: bytes, *, is_progressive: bool) -> Image.Image | None:
+    """Returns the picture of a JPEG without an end; None if pixels are missing too.
+
+    A progressive one is decoded only when its end has been found, so it gets one. Whether all of its scans are there is
+    in their headers.
+    """
+    if is_progressive and not jpeg.has_all_scans(data):
+        return None
+    tails = [tail + jpeg.END for tail in _TAILS] if is_progressive else _TAILS[:2]
     with contextlib.suppress(OSError, SyntaxError):
-        first, second = (_with_tail(data, tail) for tail in _TAILS)
-        if _is_same(first, second):
-            return first
+        first, *others = tails
+        whole = _with_tail(data, first)
+        if all(_is_same(whole, _with_tail(data, other)) for other in others):
+            return whole
     return None
 
 

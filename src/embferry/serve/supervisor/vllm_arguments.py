@@ -50,6 +50,8 @@ _SOURCES = ("engine/arg_utils.py", "entrypoints/launchers/cli_args.py", "entrypo
 """The files of vLLM that name its options; the last one is that of earlier versions."""
 _LITERAL = re.compile(r"[\"']--([a-zA-Z][\w-]*)[\"']")
 _FIELD = re.compile(r"^    ([a-z]\w*): *([^=\n]+)", re.MULTILINE)
+_ALIAS = re.compile(r"^(\w+)(?:: TypeAlias)? = (Literal\[[^\]]*\])", re.MULTILINE)
+_QUOTED = re.compile(r"[\"']([^\"']*)[\"']")
 _ERROR = re.compile(r"\berror: (.+)")
 _NUMBER = re.compile(r"auto|-?[\d.]+(e-?\d+)?[kmgt]?", re.IGNORECASE)
 _PARSE = """
@@ -76,12 +78,14 @@ class Known:
         switches: those without a value.
         singles: those with one value at most.
         numbers: those whose value is a number.
+        choices: the values of each option that takes one of a few.
     """
 
     names: frozenset[str]
     switches: frozenset[str]
     singles: frozenset[str]
     numbers: frozenset[str]
+    choices: dict[str, frozenset[str]]
 
 
 def problems(extra: Sequence[str], known: Known | None, refusal: Callable[[Sequence[str]], str]) -> list[str]:
@@ -176,6 +180,8 @@ def _doubtful(extra: Sequence[str], known: Known) -> Iterator[tuple[str, str]]:
 
 
 def _fits(option: str, value: str, known: Known) -> bool:
+    if option in known.choices:
+        return value in known.choices[option]
     return option not in known.numbers or _NUMBER.fullmatch(value) is not None
 
 
@@ -195,7 +201,31 @@ def known_options(package: Path) -> Known | None:
     numbers = {name for name, found in kinds.items() if found <= {"int", "float", "int | None", "float | None"}}
     switches |= {f"no-{name}" for name in switches}
     singles = {name for name, found in kinds.items() if not re.search("list|tuple|set|dict", " ".join(found))}
-    return Known(frozenset({*names, *kinds, *switches}), *map(frozenset, (switches, singles, numbers)))
+    aliases = _aliases(package)
+    choices = {name: few for name, found in kinds.items() if (few := _choices(found, aliases))}
+    names |= {*kinds, *switches}
+    return Known(frozenset(names), frozenset(switches), frozenset(singles), frozenset(numbers), choices)
+
+
+def _aliases(package: Path) -> dict[str, str]:
+    """Returns the kinds of values that vLLM's configuration names: for each name, the values as they are written."""
+    found: dict[str, str] = {}
+    for file in sorted((package / "config").glob("*.py")):
+        with contextlib.suppress(OSError):
+            found.update(_ALIAS.findall(file.read_text()))
+    return found
+
+
+def _choices(kinds: set[str], aliases: dict[str, str]) -> frozenset[str]:
+    """Returns the values of an option of these kinds; empty if it takes others too, or none that are texts."""
+    values: set[str] = set()
+    for kind in kinds:
+        alone = kind.removesuffix(" | None")
+        written = aliases.get(alone, alone)
+        if not written.startswith("Literal[") or _QUOTED.sub("", written[8:-1]).strip(", \n"):
+            return frozenset()
+        values.update(_QUOTED.findall(written), ["None"] if alone != kind else [])
+    return frozenset(values)
 
 
 def installed() -> Known | None:

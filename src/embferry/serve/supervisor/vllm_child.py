@@ -36,8 +36,10 @@ vllm_log = logging.getLogger("vllm")
 PR_SET_PDEATHSIG = 1
 READ_SECONDS = 1.0
 """Seconds for the last lines of a vLLM that has ended."""
-_ERROR = re.compile(r"\b(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception): .+|\berror: .+")
+_ERROR = re.compile(r"\b(?:[A-Za-z_]\w*\.)*(?:[A-Za-z_]\w*)?(?:Error|Exception): .+|\berror: .+")
 """The last line of a traceback, or that of a wrong argument."""
+_ELSEWHERE = "root cause"
+"""Words of an error that only points to an earlier one: of the process of an engine, or of a worker."""
 CHILD_SHARE = 0.8
 """The part of the time for the end of an instance in which this process ends it; after the rest, it is killed."""
 POLL_SECONDS = 0.25
@@ -103,7 +105,7 @@ class VllmOutput:
             debug.
 
     Attributes:
-        reason: the last error that one of them names; empty if none does.
+        reason: the last error that one of them names, and that does not point to an earlier one; warnings name none.
     """
 
     def __init__(self, ending: threading.Event) -> None:
@@ -112,9 +114,10 @@ class VllmOutput:
 
     def line(self, text: str) -> None:
         """Logs one line. Runs on the reading thread."""
-        if found := _ERROR.search(text):
+        level, found = level_of(text), _ERROR.search(text)
+        if found and level != logging.WARNING and not (self.reason and _ELSEWHERE in found[0]):
             self.reason = found[0]
-        vllm_log.log(logging.DEBUG if self._ending.is_set() else level_of(text), "%s", text)
+        vllm_log.log(logging.DEBUG if self._ending.is_set() else level, "%s", text)
 
 
 def _end_with_this_process() -> None:

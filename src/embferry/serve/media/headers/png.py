@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from embferry.serve.media.headers.claims import ClaimError
 
@@ -21,10 +22,34 @@ MAX_UNPACKED = 1 << 18
 """Bytes of a compressed one, unpacked."""
 _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 _ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
+DEPTH = 24
+"""Place of the number of bits in the header of a file, whose colour type is behind it."""
+KEEP, CLEAR, RESTORE = range(3)
+"""Ways to dispose of the part of the picture that a frame covers, after it (11.3.6.2)."""
+_CONTROL = struct.Struct(">IIIIIHHBB")
 _GREY, _RGB, _PALETTE = 0, 2, 3
 """Colour types (11.2.1) of pictures that may have a chunk of transparency."""
 _RAW_EXIF = b"Raw profile type exif\0"
 """The keyword of a text chunk in which older tools store EXIF."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of an animation.
+
+    Attributes:
+        picture: its pixels, as a PNG of its own.
+        left: where they belong in the picture.
+        top: likewise.
+        disposal: ``KEEP``, ``CLEAR`` or ``RESTORE``.
+        is_over: its transparent pixels show what is there, instead of taking its place.
+    """
+
+    picture: bytes
+    left: int
+    top: int
+    disposal: int
+    is_over: bool
 
 
 def reduced(data: bytes, *, animated: bool = False) -> bytes:
@@ -56,7 +81,7 @@ def reduced(data: bytes, *, animated: bool = False) -> bytes:
         elif name == b"tRNS" and end <= len(data):
             is_kept = False
             if not (has_transparency or has_pixels):  # it comes once, and before the pixels
-                transparency = _transparency(data, at, end, colours, animated=animated)
+                transparency = _transparency(data, at, end, colours)
                 has_transparency = bool(transparency)
         elif not is_kept and not has_orientation:  # one of them, because a decoder bounds all texts together
             is_kept = has_orientation = _is_orientation(data, name, at, end)
@@ -97,6 +122,51 @@ def delays(data: bytes) -> tuple[list[float], bool]:
     return (found, is_apart) if is_animation else ([], False)
 
 
+def frames(data: bytes) -> Iterator[Frame]:
+    """Yields the frames of an animation whose chunks :func:`reduced` has looked at.
+
+    Raises:
+        ClaimError: a frame is damaged, does not fit into the picture, or the file ends in it.
+    """
+    width, height = struct.unpack_from(">II", data, 16)
+    shared, control, number = b"", None, 0
+    pixels: list[bytes] = []
+    for name, at, end in _chunks(data):
+        if name in (b"PLTE", b"tRNS"):
+            shared += data[at:end]
+        elif name in (b"fcTL", b"IEND"):
+            if control is not None and pixels:
+                yield _frame(data, control, shared, pixels)
+            pixels = []
+        if name not in (b"fcTL", b"IDAT", b"fdAT"):
+            continue
+        if not _is_sound(data, at, end):
+            raise ClaimError("the pixels of a frame are damaged or cut off", truncated=end > len(data))
+        content = data[at + 8 : end - 4]
+        if name == b"IDAT":
+            pixels += [content] if control is not None else []
+            continue
+        if content[:4] != number.to_bytes(4):
+            raise ClaimError("its frames are not in order")
+        number += 1
+        if name == b"fdAT":
+            pixels.append(content[4:])
+            continue
+        if len(content) != _CONTROL.size:
+            raise ClaimError("the header of a frame has another length")
+        control = _CONTROL.unpack(content)
+        _, across, down, left, top, *_ = control
+        if not (across and down and left + across <= width and top + down <= height):
+            raise ClaimError("a frame does not fit into the picture")
+
+
+def _frame(data: bytes, control: tuple[int, ...], shared: bytes, pixels: list[bytes]) -> Frame:
+    _, width, height, left, top, _, _, disposal, blending = control
+    header = _chunk(b"IHDR", struct.pack(">II", width, height) + data[DEPTH:29])
+    picture = b"".join((data[:8], header, shared, _chunk(b"IDAT", b"".join(pixels)), _chunk(b"IEND", b"")))
+    return Frame(picture, left, top, disposal, blending == 1)
+
+
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yields name, beginning and end of each chunk; the last may be cut off."""
     at = 8
@@ -121,17 +191,14 @@ def _is_sound(data: bytes, at: int, end: int) -> bool:
     return end <= len(data) and zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end])
 
 
-def _transparency(data: bytes, at: int, end: int, colours: int, *, animated: bool) -> bytes:
+def _transparency(data: bytes, at: int, end: int, colours: int) -> bytes:
     """Returns the content of a chunk of transparency for Pillow; nothing if it is damaged, as libpng passes over it.
-
-    Nothing too for an animation of 16 bits, because Pillow compares the colour with 8 bits of each pixel there.
 
     Args:
         data: the file.
         at: where the chunk begins.
         end: where it ends.
         colours: of the palette; 0 if there is none before it.
-        animated: it is for a decoder of an animation.
     """
     content, depth, kind = data[at + 8 : end - 4], data[24], data[25]
     if not _is_sound(data, at, end):
@@ -141,7 +208,7 @@ def _transparency(data: bytes, at: int, end: int, colours: int, *, animated: boo
     if kind not in (_GREY, _RGB) or len(content) != (2 if kind == _GREY else 6):
         return b""
     if depth == 16:
-        return b"" if animated else content
+        return content
     if depth not in (1, 2, 4, 8):
         return b""
     most = (1 << depth) - 1
