@@ -38,16 +38,6 @@ def test_a_picture_may_take_several_steps(engines: Engines) -> None:
         assert engines.split(item)["tokens"] == engines.whole(item)["tokens"]
 
 
-def test_the_pictures_of_a_request_need_not_fit_in_the_encoder_cache(engines: Engines) -> None:
-    """The first is computed into the prompt, and evicted for the next: at the producer, and at the consumer."""
-    items = [picture(31, 896, 896), picture(32, 448, 448), picture(33, 224, 224)]
-    for engine in (engines.producer, engines.consumer, engines.undivided):
-        assert engine.refresh()["encoder_cache_tokens"] < sum((1024, 256, 64))
-    for order in (items, items[::-1]):
-        assert engines.split(*order)["tokens"] == engines.whole(*order)["tokens"]
-    engines.wait_until_settled()
-
-
 def test_a_picture_in_a_cached_prefix_is_not_transferred_again(engines: Engines) -> None:
     """The prefix is cached in both engines."""
     item = picture(3, 448, 448)
