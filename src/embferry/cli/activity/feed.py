@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from embferry.cli.activity.routers import Router
 from embferry.cli.activity.told import NotActivityError, Told, read
 from embferry.cli.ask_failures import about_key, no_router, reason, sentence
+from embferry.protocol.text import printable
 from embferry.serve.http.watching import ACTIVITY, STREAM
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ MAX_EVENT_BYTES = 16 << 20
 
 
 class NoAnswerError(Exception):
-    """A router does not tell of its activity; the text says why and what to do."""
+    """A router does not tell of its activity; the text says why and what to do, on one line."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(printable(why))
 
 
 async def look(router: Router) -> Told:

@@ -59,7 +59,7 @@ class Activity:
     def ended(self) -> list[Request]:
         """Returns those that have ended, the latest first."""
         over = [request for request in self.requests.values() if request.ended is not None]
-        return sorted(over, key=lambda request: (request.ended, request.number), reverse=True)
+        return sorted(over, key=lambda request: (request.ended or 0.0, request.number), reverse=True)
 
     def events(self) -> list[Event]:
         """Returns the events, the latest first."""
@@ -85,11 +85,6 @@ class Activity:
         alike = [one for one in self.told.workers if one.role == worker.role]
         return f"{worker.role} {alike.index(worker)}"
 
-    def total(self, metric: str, label: str = "") -> float:
-        """Returns the sum of a metric over all of its labels, or over those that contain a text."""
-        return sum(
-            value for name, value in self.told.totals.items() if name.partition("{")[0] == metric and label in name
-        )
 
 
 def mean_of(samples: Iterable[Sample]) -> float | None:

@@ -50,7 +50,7 @@ class TopApp(App[None]):
     TITLE = "embferry"
     ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]  # noqa: RUF012  (textual has no ClassVar there)
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (22, "-middle"), (36, "-roomy")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-tiny"), (15, "-low"), (22, "-middle"), (36, "-roomy")]  # noqa: RUF012
     CSS = """
     Screen { layout: vertical; }
     #routers { border-top: none; max-height: 40%; }
@@ -65,6 +65,8 @@ class TopApp(App[None]):
     .-narrow.-middle #events { height: 4; }
     .-narrow.-low #events { display: none; }
     .-narrow.-low #fleet { max-height: 5; }
+    .-tiny #fleet { max-height: 4; }
+    .-narrow.-tiny #right { display: none; }
     .-wide #body { layout: horizontal; }
     .-wide #left { width: 2fr; height: 1fr; }
     .-wide #right { width: 1fr; height: 1fr; }
@@ -180,7 +182,8 @@ class TopApp(App[None]):
 
     def action_help(self) -> None:
         """Opens the help."""
-        self.push_screen(Help())
+        if len(self.screen_stack) == 1:
+            self.push_screen(Help())
 
     def action_window(self) -> None:
         """Shows the times of the other window."""

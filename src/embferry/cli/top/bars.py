@@ -31,7 +31,8 @@ def bar(request: Request, phases: Sequence[Phase], now: float, scale: float, wid
     """
     cells: list[Phase | None] = [None] * width
     for phase in phases:
-        begin, end = (_cell(at - request.began, scale, width) for at in (phase.begin, phase.end or now))
+        end_at = now if phase.end is None else phase.end
+        begin, end = (_cell(at - request.began, scale, width) for at in (phase.begin, end_at))
         first, last = math.ceil(begin - 0.5), math.ceil(end - 0.5)
         cells[first:last] = [phase] * len(cells[first:last])
     if not any(cells) and cells and phases:  # shorter than a cell

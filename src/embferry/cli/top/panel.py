@@ -14,7 +14,9 @@ class Panel(ScrollView):
     """Lines under a title. A line is made when it is seen, and sent to the terminal when it is another one."""
 
     DEFAULT_CSS = """
-    Panel { border-top: solid $line; border-title-color: $foreground; border-title-style: bold; border-subtitle-color: $text-muted; padding: 0 1;
+    Panel { border-top: solid $line; border-title-color: $foreground; border-title-style: bold;
+            border-subtitle-color: $text-muted;
+            padding: 0 1;
             background: $background; height: auto; overflow-x: hidden; overflow-y: auto;
             scrollbar-size-vertical: 1; scrollbar-background: $background; scrollbar-background-hover: $background;
             scrollbar-color: $line; }

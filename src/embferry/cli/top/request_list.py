@@ -88,8 +88,9 @@ class RequestList(Panel):
         self._go(len(self._rows) - 1)
 
     def action_open(self) -> None:
-        """Opens the timeline of the request under the cursor."""
+        """Opens the timeline of the request under the cursor, where the cursor stays."""
         if (key := self.chosen) is not None:
+            self._chosen = key
             self.post_message(self.Opened(key))
 
     def on_click(self, event: events.Click) -> None:

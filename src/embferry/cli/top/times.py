@@ -27,6 +27,8 @@ def times_lines(board: Board, at: float, seconds: float, width: int, height: int
         height: lines of a series, beside the one in words.
     """
     made = []
+    if width < 1:  # not seen
+        return []
     # The router before vLLM does not see transfers.
     shown = [series for series in SERIES if series != "transfer" or any(_is_ours(board))]
     for series in shown:
