@@ -1,4 +1,4 @@
-"""What a reader of the stream has by now, beside what ``tests/serve/test_journal.py`` tells any story of."""
+"""The state that a reader of the stream keeps, beside what ``tests/serve/test_journal.py`` shows for any story."""
 
 from __future__ import annotations
 

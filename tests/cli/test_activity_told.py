@@ -1,4 +1,4 @@
-"""Messages of a router are checked, and their texts can be shown, whatever they are."""
+"""Messages of a router are checked, and their texts can be shown."""
 
 from __future__ import annotations
 

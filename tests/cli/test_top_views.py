@@ -1,4 +1,4 @@
-"""Lines, bars and columns of ``embferry top``: they fit any width, whatever a router tells."""
+"""Lines, bars and columns of ``embferry top``: they fit any width."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def every_line(board: Board, at: float, width: int, height: int) -> list[Text]:
     st.booleans(),
     st.sampled_from([20, 40, 60, 80, 120, 200]),
 )
-def test_whatever_routers_tell_fits_any_width(messages: list[Any], text: str, is_gone: bool, width: int) -> None:
+def test_all_that_routers_tell_fits_any_width(messages: list[Any], text: str, is_gone: bool, width: int) -> None:
     board = Board([f"http://h:{n}" for n in range(len(messages))])
     every_line(board, 0.0, width, 2)  # before the first message
     for router, known in zip(board.routers, messages, strict=True):

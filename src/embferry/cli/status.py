@@ -31,7 +31,7 @@ def command(
     timeout: Annotated[float, typer.Option(min=0.1, help="Longest wait for a router.", metavar="SECONDS")] = 10.0,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show whether routers and their workers are well, and what they do.
+    """Show whether routers and workers are well, and what they do.
 
     The exit status is that of the worst router. 0: all is well. 1: it is ready, but a worker is missing or unfit.
     3: it is not ready, or does not answer. The routers' API key is read from EMBFERRY_ROUTER_API_KEY.

@@ -61,7 +61,7 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What was written, without sequences of control characters."""
+        """The written text, without sequences of control characters."""
         return _SEQUENCE.sub("", self.written)
 
     def shows(self, words: str) -> None:

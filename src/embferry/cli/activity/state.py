@@ -9,7 +9,7 @@ from embferry.serve.http.journal import MAX_ENDED, MAX_EVENTS, MAX_SHOWN, SAMPLE
 
 
 class Activity:
-    """What a reader of the stream has by now: the same as one that asks for everything.
+    """All that a reader of the stream has by now: the same as one that asks for everything.
 
     Attributes:
         told: the latest message; its ``requests``, ``events`` and ``samples`` are only what had changed.

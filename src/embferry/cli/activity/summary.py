@@ -12,7 +12,7 @@ from embferry.cli.activity.told import Sample
 from embferry.cli.ask import counted
 
 Health = Literal["ready", "degraded", "not_ready", "no_answer"]
-"""Of a router, from the best to the worst.
+"""States of a router, from the best to the worst.
 
 ``degraded``: it answers questions about pictures, but a worker is unfit or missing. ``not_ready``: it would refuse them
 now. ``no_answer``: it says nothing.

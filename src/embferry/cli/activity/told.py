@@ -1,4 +1,4 @@
-"""What a router tells at ``/activity`` and ``/activity/stream``, checked, with texts that a terminal can show.
+"""Messages of a router at ``/activity`` and ``/activity/stream``, checked, with texts that a terminal can show.
 
 A router may be of another version: fields that are not known here are left out, and so are unknown kinds of phases and
 events where they would be counted.

@@ -15,7 +15,9 @@ def command(
     ca: Ca = "",
     api_key: ApiKey = "",
 ) -> None:
-    """Watch routers live in this terminal: their workers, requests, transfers, resumes, retries and errors.
+    """Watch routers live in this terminal.
+
+    It shows their workers, requests and transfers, and resumes, retries and errors as they happen.
 
     q ends it, ? shows the other keys. The routers' API key is read from EMBFERRY_ROUTER_API_KEY.
     """

@@ -78,7 +78,7 @@ class Timeline(Over):
 
 
 class Help(Over):
-    """What keys do, and what the colours mean."""
+    """The keys, and the meaning of the colours."""
 
     def __init__(self) -> None:
         super().__init__("Help")
