@@ -38,7 +38,7 @@ def event(id: int, kind: str, at: float = 100.0, **changes: Any) -> dict[str, An
 def message(**changes: Any) -> dict[str, Any]:
     """Returns the message of an idle router with a worker of each role."""
     requests = changes.get("requests", [])
-    running = [one["number"] for one in requests if one["ended"] is None]
+    running = [one["number"] for one in requests if one.get("ended", 0.0) is None]
     known = {"now": 100.0, "version": 1, "under_way": len(running), "running": running, "requests": [], "events": []}
     known |= {"samples": {}, "workers": [worker("encode0"), worker("language0")], "pools": [pool("language0")]}
     return known | {"missing": [], "router": "0.1.0", "engine": "embferry", "totals": {}, "first": True} | changes

@@ -59,7 +59,7 @@ def test_fields_of_a_later_version_are_left_out() -> None:
         {"requests": [request(1, phases=[["fetch", 0.0]])]},
         {"requests": [{"number": 1}]},
         {"workers": [worker("encode0", up="yes")]},
-        {"workers": [worker("encode0", id=5)]},
+        {"workers": [worker("encode0") | {"id": 5}]},
         {"pools": [pool("language0", used=-1)]},
         {"pools": {}},
         {"samples": {"ttft": [[1, 2]]}},

@@ -46,7 +46,7 @@ def command(
         told = [as_json(router.shown_url, summary, seconds) for router, summary in found]
         typer.echo(json.dumps({"state": health, "routers": told}))
     else:
-        colour = is_colourful(1) and sys.stdout.isatty()
+        colour = sys.stdout.isatty() and is_colourful(sys.stdout.fileno())
         for router, summary in found:
             for line in as_lines(router.shown_url, summary, seconds, width_of(sys.stdout), colour=colour):
                 typer.echo(line)

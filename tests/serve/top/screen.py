@@ -52,7 +52,8 @@ class Screen:
     async def press(self, *keys: str) -> None:
         """Presses keys."""
         await self._pilot.press(*keys)
-        await self._pilot.pause()
+        if self.app.return_code is None:  # it has not ended
+            await self._pilot.pause()
 
     async def resize(self, width: int, height: int) -> None:
         """Gives the terminal another size."""

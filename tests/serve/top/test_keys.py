@@ -32,7 +32,7 @@ async def test_enter_shows_the_timeline_of_the_chosen_request() -> None:
         await screen.shows("requests", "#3")
         assert chosen(screen) == ["3"]
         await screen.press("enter")
-        assert isinstance(screen.app.screen, Timeline)
+        await screen.until(lambda: isinstance(screen.app.screen, Timeline))
         await screen.shows("over", "transfer", "+2.00 s", "t ↻3")
         for name, text in (
             ("asked", "/v1/chat/completions, 1 picture, streamed, at "),
@@ -100,7 +100,7 @@ async def test_help_and_the_window_of_times() -> None:
         await screen.press("m")
         await screen.shows("times", "2 min ago")
         await screen.press("question_mark")
-        assert isinstance(screen.app.screen, Help)
+        await screen.until(lambda: isinstance(screen.app.screen, Help))
         await screen.shows("over", "Enter", "its timeline")
         for word in ("fetch", "encode", "transfer", "prefill", "decode", "answer"):
             await screen.shows("over", word)
