@@ -61,24 +61,24 @@ def test_a_bar_has_its_width(phases: list[Any], began: float, now: float, scale:
 
 @given(st.floats(0, 2), st.floats(0, 2), st.integers(1, 40))
 def test_a_gauge_has_its_width(first: float, second: float, width: int) -> None:
-    assert cell_len(gauge([(first, "#fff"), (second, "#000")], width).plain) == width
+    assert cell_len(gauge([(first, "#ffffff"), (second, "#000000")], width).plain) == width
 
 
 def test_a_gauge_shows_little_and_nothing() -> None:
-    assert gauge([(0.001, "#fff")], 8).plain == "▄▁▁▁▁▁▁▁"
-    assert gauge([(0.0, "#fff")], 8).plain == "▁▁▁▁▁▁▁▁"
-    assert gauge([(0.5, "#fff"), (0.25, "#000")], 8).plain == "▄▄▄▄▄▄▁▁"
+    assert gauge([(0.001, "#ffffff")], 8).plain == "▄▁▁▁▁▁▁▁"
+    assert gauge([(0.0, "#ffffff")], 8).plain == "▁▁▁▁▁▁▁▁"
+    assert gauge([(0.5, "#ffffff"), (0.25, "#000000")], 8).plain == "▄▄▄▄▄▄▁▁"
 
 
 def test_columns_are_as_high_as_their_values() -> None:
-    made = columns([None, (0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (0.25, 1.0)], 1.0, 2, "#fff", "#000")
+    made = columns([None, (0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (0.25, 1.0)], 1.0, 2, "#ffffff", "#000000")
     assert [line.plain for line in made] == ["   ██", " ▁██▄"]
     assert BLOCKS[4] == "▄"
 
 
 @given(st.lists(st.none() | st.tuples(SECONDS, SECONDS), max_size=30), st.floats(0.001, 1e15), st.integers(1, 5))
 def test_columns_have_a_cell_for_each_value(values: list[Any], top: float, height: int) -> None:
-    made = columns(values, top, height, "#fff", "#000")
+    made = columns(values, top, height, "#ffffff", "#000000")
     assert [cell_len(line.plain) for line in made] == [len(values)] * height
 
 
