@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from embferry.cli.activity.state import Activity
-from tests.cli.messages import activity, event, message, request, told, worker
 from embferry.serve.http.journal import MAX_EVENTS, MAX_SHOWN
+from tests.cli.messages import activity, event, message, request, told, worker
 
 
 def numbers(known: Activity) -> list[int]:
@@ -12,9 +12,7 @@ def numbers(known: Activity) -> list[int]:
 
 
 def test_the_first_message_of_a_stream_replaces_everything() -> None:
-    known = activity(
-        requests=[request(7)], events=[event(9, "error")], samples={"ttft": [[99, 1, 1.0, 1.0, 1.0]]}
-    )
+    known = activity(requests=[request(7)], events=[event(9, "error")], samples={"ttft": [[99, 1, 1.0, 1.0, 1.0]]})
     known.apply(told(requests=[request(1)], now=3.0), 50.0)
     assert numbers(known) == [1]
     assert (known.events(), known.samples("ttft", 0.0)) == ([], [])
@@ -50,5 +48,3 @@ def test_no_more_is_kept_than_a_router_tells() -> None:
 def test_a_worker_is_named_by_its_role_and_place_and_by_its_id_once_it_is_gone() -> None:
     known = activity(workers=[worker("x", "language"), worker("y", "encode"), worker("z", "language")])
     assert [known.name(id) for id in ("x", "y", "z", "w", "")] == ["language 0", "encode 0", "language 1", "w", ""]
-
-

@@ -155,8 +155,12 @@ def test_a_router_that_is_gone_keeps_the_times_of_its_events() -> None:
 
 def test_requests_of_all_routers_are_in_one_order() -> None:
     board = Board(["http://h:1", "http://h:2"])
-    board.routers[0].hear(told(now=100.0, requests=[request(1, ("fetch", 90.0, None)), request(2, ("fetch", 1.0, 99.0))]), 0.0)
-    board.routers[1].hear(told(now=9.0, requests=[request(1, ("fetch", 1.0, None)), request(2, ("fetch", 1.0, 8.5))]), 0.0)
+    board.routers[0].hear(
+        told(now=100.0, requests=[request(1, ("fetch", 90.0, None)), request(2, ("fetch", 1.0, 99.0))]), 0.0
+    )
+    board.routers[1].hear(
+        told(now=9.0, requests=[request(1, ("fetch", 1.0, None)), request(2, ("fetch", 1.0, 8.5))]), 0.0
+    )
     assert [row.name for row in board.rows(0.0)] == ["a#1", "b#1", "b#2", "a#2"]
     assert [round(row.seconds, 3) for row in board.rows(1.0)] == [11.0, 9.0, 7.5, 98.0]
     assert board.row((1, 2), 0.0) is not None

@@ -155,7 +155,6 @@ def test_a_server_that_says_nothing() -> None:
     assert found["routers"][0]["reasons"] == [f"the server at {url} does not answer within 0.2 s; is it a router?"]
 
 
-
 @pytest.mark.parametrize("deployment", [{"api_key": "sesame-7"}], indirect=True)
 def test_the_api_key_comes_from_the_environment_alone(ready: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     status, found = told(ready.url)

@@ -32,7 +32,8 @@ async def test_a_router_that_goes_and_returns() -> None:
         for _ in range(3):
             await router.stop()
             await screen.shows("routers", "○ no answer", router.url, "as it was ")
-            await screen.shows("routers", "no server responds at", "trying again")
+            await screen.shows("routers", "no server responds at")
+            await screen.shows("routers", "trying again")
             await screen.shows("requests", "#7")  # as it was
             await screen.shows("fleet", "language 0")
             router.message = message(requests=[request(1)], now=1.0, events=[event(1, "failover", 0.5)])
@@ -102,7 +103,9 @@ async def test_a_message_of_another_form_is_told(data: bytes) -> None:
         await screen.shows("routers", "● ready")
 
 
-@pytest.mark.parametrize("text", ["[bold red]x[/]", "\x1b[2J\x1b]0;title\x07", "\u202eabc", "\x9b2J", "红色", "", "a\nb\tc"])
+@pytest.mark.parametrize(
+    "text", ["[bold red]x[/]", "\x1b[2J\x1b]0;title\x07", "\u202eabc", "\x9b2J", "红色", "", "a\nb\tc"]
+)
 @pytest.mark.parametrize("size", [(60, 24), (200, 50)])
 async def test_no_text_of_a_router_is_markup_or_moves_the_cursor(text: str, size: tuple[int, int]) -> None:
     requests = [request(1, ("fetch", 0.0, None)), request(2, ("fetch", 0.0, 1.0))]

@@ -165,7 +165,9 @@ async def test_another_size_is_drawn_at_once(ready: Deployment) -> None:
             assert beside.x > screen.panel("requests").region.right - 1
             for size in ((60, 24), (40, 12), (200, 50)):
                 await screen.resize(*size)
-                await screen.until(lambda: cell_len(screen.panel("requests").lines[0]) == screen.panel("requests").columns)
+                await screen.until(
+                    lambda: cell_len(screen.panel("requests").lines[0]) == screen.panel("requests").columns
+                )
                 if size != (40, 12):
                     fits(screen)
             assert screen.panel("times").region == beside

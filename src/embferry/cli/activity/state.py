@@ -86,7 +86,6 @@ class Activity:
         return f"{worker.role} {alike.index(worker)}"
 
 
-
 def mean_of(samples: Iterable[Sample]) -> float | None:
     """Returns the mean of all times in samples; None without any."""
     samples = list(samples)

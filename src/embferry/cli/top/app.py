@@ -138,6 +138,8 @@ class TopApp(App[None]):
 
     def redraw(self) -> None:
         """Draws what is known now."""
+        if not self.screen_stack or self._head.columns < 1:  # before the first layout, and at the end
+            return
         at, wall = time.monotonic(), time.time()
         head = [
             text

@@ -24,9 +24,7 @@ def command(
     need("top", "textual")
     asked = routers(url, ca, api_key)
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        fail(
-            "embferry top needs a terminal for its input, output and errors; in pipes and scripts use: embferry status"
-        )
+        fail("embferry top needs a terminal, for its input, output and errors; elsewhere use: embferry status")
     if os.environ.get("TERM", "dumb") in ("", "dumb"):
         fail("this terminal (TERM=dumb) cannot be drawn on; use: embferry status")
     from embferry.cli.top.app import run
