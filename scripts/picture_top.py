@@ -45,7 +45,7 @@ def png(svg: str) -> bytes:
         page.set_content(f"<body style='margin: 0; background: #fff'>{svg}</body>")
         taken = page.locator("svg").first.screenshot()
         browser.close()
-    return taken
+    return bytes(taken)
 
 
 def main() -> None:

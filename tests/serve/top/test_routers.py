@@ -103,9 +103,10 @@ async def test_a_message_of_another_form_is_told(data: bytes) -> None:
         await screen.shows("routers", "● ready")
 
 
-@pytest.mark.parametrize(
-    "text", ["[bold red]x[/]", "\x1b[2J\x1b]0;title\x07", "\u202eabc", "\x9b2J", "红色", "", "a\nb\tc"]
-)
+TEXTS = ["[bold red]x[/]", "\x1b[2J\x1b]0;title\x07", "\u202eabc", "\x9b2J", "红色", "", "a\nb\tc"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("size", [(60, 24), (200, 50)])
 async def test_no_text_of_a_router_is_markup_or_moves_the_cursor(text: str, size: tuple[int, int]) -> None:
     requests = [request(1, ("fetch", 0.0, None)), request(2, ("fetch", 0.0, 1.0))]

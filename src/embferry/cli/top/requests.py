@@ -37,6 +37,9 @@ def request_line(row: Row, scale: float, width: int, *, chosen: bool) -> Text:
     state = _STATE if width >= _WIDE else _SHORT_STATE
     media = _MEDIA if width >= _WIDE else 0
     room = width - 2 - _NUMBER - media - _TIME - 1 - state
+    told = state_of(request, short=not media)
+    if len(told) > state:
+        told = state_of(request, short=True)
     is_good = request.ended is None or request.outcome in ("answered", "client left")
     style = (KINDS[MOVED] if request.ended is None else SOFT) if is_good else KINDS[BAD]
     parts = [
@@ -49,6 +52,6 @@ def request_line(row: Row, scale: float, width: int, *, chosen: bool) -> Text:
         bar(request, request.phases, row.now, scale, max(1, room)),
         cell(spent(row.seconds), _TIME, SOFT, right=True),
         Text(" "),
-        cell(state_of(request, short=not media), state, style),
+        cell(told, state, style),
     ]
     return line(parts, width)

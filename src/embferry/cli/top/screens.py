@@ -25,6 +25,7 @@ KEYS = {
 }
 _SIGNS = {
     "t ↻3": "a transfer in four parts: the receive pool was smaller than the embedding, so it was resumed three times",
+    "×2": "the second attempt, after a failure of a worker",
     "▄▄▁▁": "a receive pool: blocks in use, in quarantine, and free",
     "pale": "above a column of times: from their mean to the highest",
 }
