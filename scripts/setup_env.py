@@ -25,7 +25,7 @@ from system_packages import BROWSER, COMMANDS, LIBRARIES, provide
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-EXTRAS = {False: ("serve",), True: ("serve", "mooncake", "nixl")}
+EXTRAS = {False: ("serve", "top"), True: ("serve", "top", "mooncake", "nixl")}
 """The extras installed without and with ``--engines``."""
 STAMPS = {False: VENV / "installed", True: VENV / "installed-engines"}
 BROWSER_STAMP = VENV / "installed-browser"

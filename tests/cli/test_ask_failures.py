@@ -47,6 +47,8 @@ def error(text: str, param: str | None = None) -> dict[str, Any]:
         (":8000", "it names no host"),
         ("http://", "it names no host"),
         ("", "it names no host"),
+        ("http://a..b:8000", "a..b is no name of a host"),
+        ("http://.:8000", ". is no name of a host"),
         ("http:/127.0.0.1:8000", "two slashes follow the colon"),
         ("https:127.0.0.1", "two slashes follow the colon"),
         ("http://127.0.0.1:8000 /v1", "it has a space or control character"),

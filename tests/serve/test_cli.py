@@ -27,7 +27,7 @@ from tests.serve.fakes import ANSWER, BREAK, TRANSFER, Deployment, closed_port, 
 ROOT = Path(__file__).resolve().parents[2]
 GUARD = 100
 """Seconds until a process or request counts as hanging."""
-VERBS = ("serve", "router", "encode", "language", "bootstrap", "ask", "ui", "migrate", "version")
+VERBS = ("serve", "router", "encode", "language", "bootstrap", "ask", "ui", "status", "top", "migrate", "version")
 
 
 def called(*words: str, **environ: str) -> tuple[int, str, str]:

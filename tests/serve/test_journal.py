@@ -9,6 +9,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from embferry.cli.activity.state import Activity
+from embferry.cli.activity.told import read
+from embferry.cli.top.colours import ABOUT, PHASES
 from embferry.serve.http import journal as journals
 from embferry.serve.http.journal import (
     MAX_ENCODERS,
@@ -39,34 +42,32 @@ def progress(tokens: int, total: int = 64, transfers: int = 1) -> dict[str, Any]
 
 
 class Reader:
-    """Keeps what the journal has told, as the script of the page does."""
+    """Keeps what the journal has told, as ``embferry top`` does, and the script of the page."""
 
     def __init__(self) -> None:
         self.version = NEVER
-        self.requests: dict[int, Any] = {}
-        self.events: dict[int, Any] = {}
-        self.samples: dict[str, dict[int, Any]] = {}
-        self.running: list[int] = []
+        self.activity: Activity | None = None
 
     def read(self, journal: Journal) -> None:
-        told = json.loads(json.dumps(journal.since(self.version)))
-        self.version, self.running = told["version"], told["running"]
-        self.requests |= {one["number"]: one for one in told["requests"]}
-        ended = sorted(
-            (one for one in self.requests.values() if one["ended"] is not None), key=lambda one: one["ended"]
-        )
-        kept = {*self.running, *(one["number"] for one in ended[-MAX_ENDED:])}
-        self.requests = {number: one for number, one in self.requests.items() if number in kept}
-        self.events |= {one["id"]: one for one in told["events"]}
-        self.events = dict(sorted(self.events.items())[-MAX_EVENTS:])
-        for series, seconds in told["samples"].items():
-            known = self.samples.setdefault(series, {}) | {one[0]: one for one in seconds}
-            self.samples[series] = {at: one for at, one in known.items() if at > int(told["now"]) - SAMPLED_SECONDS}
+        is_first = self.version == NEVER
+        around = {"workers": [], "missing": [], "totals": {}, "router": "", "engine": "", "first": is_first}
+        told = read(json.dumps(journal.since(self.version) | around).encode())
+        self.version = told.version
+        if self.activity is None:
+            self.activity = Activity(told, 0.0)
+        else:
+            self.activity.apply(told, 0.0)
 
-    def __eq__(self, other: object) -> bool:
-        return vars(self) == vars(other)
+    @property
+    def running(self) -> list[int]:
+        assert self.activity is not None
+        return [record.number for record in self.activity.running()]
 
-    __hash__ = None  # type: ignore[assignment]
+    @property
+    def kept(self) -> tuple[Any, ...]:
+        assert self.activity is not None
+        samples = [self.activity.samples(series, 0.0) for series in ("ttft", "transfer")]
+        return self.version, self.activity.requests, self.activity.events(), samples, self.running
 
 
 # Any story of requests
@@ -135,7 +136,7 @@ def test_a_reader_of_changes_has_the_same_as_one_that_asks_for_everything(
     fresh = Reader()
     reader.read(story.journal)
     fresh.read(story.journal)
-    assert reader == fresh
+    assert reader.kept == fresh.kept
 
 
 def test_a_reader_misses_nothing_when_there_is_more_than_is_kept() -> None:
@@ -152,9 +153,9 @@ def test_a_reader_misses_nothing_when_there_is_more_than_is_kept() -> None:
     fresh = Reader()
     reader.read(story.journal)
     fresh.read(story.journal)
-    assert reader == fresh
+    assert reader.kept == fresh.kept
     assert reader.running == [record.number for record in records[MAX_SHOWN + 50 :]]
-    assert len(reader.requests) == MAX_ENDED + 50
+    assert len(reader.kept[1]) == MAX_ENDED + 50
     assert story.journal.since(NEVER)["under_way"] == 50
 
 
@@ -295,3 +296,7 @@ def test_the_script_of_the_page_keeps_as_much(pytestconfig: pytest.Config) -> No
         assert f"\n  {phase}: " in script
     for kind in journals.EventKind.__args__:  # type: ignore[attr-defined]
         assert f"\n  {kind}: " in script
+
+
+def test_the_terminal_knows_every_phase() -> None:
+    assert list(PHASES) == list(ABOUT) == list(journals.Phase.__args__)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import ssl
@@ -96,7 +97,7 @@ def reason(url: str, error: httpx.HTTPError | httpx.InvalidURL, ca: str) -> str:
         return f"--url {url} is wrong: {error}"
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         hint = "" if _caused_by(error, socket.gaierror) else _about_port(url)
-        return f"no server responds at {url} ({error}){hint}. Start a router with: embferry serve"
+        return f"no server responds at {url} ({_of_system(error)}){hint}. Start a router with: embferry serve"
     if url.lower().startswith("http:") and _speaks_tls(url):
         advice = "" if ca else f"; its CA goes with --ca FILE or {TLS_ENV[0]}"
         return f"the server at {url} speaks TLS. Write https:// instead: {_with_scheme(url, 'https')}{advice}"
@@ -131,6 +132,17 @@ def _about_port(url: str) -> str:
     return (
         f"; without a port this is {443 if parts.scheme.lower() == 'https' else 80}, and a router's is {usual}: {full}"
     )
+
+
+def _of_system(error: BaseException) -> str:
+    """Returns the text of the system's error behind another one, which asyncio's clients put into general words."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno is not None):
+        cause = cause.__cause__ or cause.__context__
+    number = cause.errno if isinstance(cause, OSError) else None
+    if number is None:
+        return str(error)
+    return f"[Errno {number}] {os.strerror(number)}" if number > 0 else str(cause)  # those of names are below 0
 
 
 def _caused_by(error: BaseException | None, kind: type[E]) -> E | None:

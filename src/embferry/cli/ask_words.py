@@ -51,6 +51,8 @@ def _wrong(given: str, full: str) -> str:
         return "it names no host"
     if not all(character.isprintable() and character != " " for character in full):
         return "it has a space or control character"
+    if host.isascii() and not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
+        return f"{host} is no name of a host"
     try:
         port = parts.port
     except ValueError:

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from embferry import __version__
-from embferry.cli import api_keys, ask, bench, ec, keys, migrate, processes, ui
+from embferry.cli import api_keys, ask, bench, ec, keys, migrate, processes, status, ui
 from embferry.cli.options import SettingsCommand
 from embferry.cli.plain import PlainCommand
 from embferry.cli.streams import open_missing, told
+from embferry.cli.top import command as top
 from embferry.observe.logs import own_process
 
 app = typer.Typer(
@@ -49,6 +50,8 @@ app.command("language", cls=SettingsCommand, context_settings=WIDE)(processes.la
 app.command("bootstrap", cls=SettingsCommand, context_settings=WIDE)(processes.bootstrap)
 app.command("ask", cls=PlainCommand)(ask.command)
 app.command("ui", cls=PlainCommand)(ui.command)
+app.command("status", cls=PlainCommand)(status.command)
+app.command("top", cls=PlainCommand)(top.command)
 app.command("migrate", cls=PlainCommand)(migrate.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ec.app, name="ec")

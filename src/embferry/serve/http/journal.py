@@ -176,6 +176,7 @@ class RequestRecord:
         if self.ended is None:
             self.ttft = seconds
             self.phase("decode")
+            self._touch()
 
     def fails(self, code: str) -> None:
         """Ends the request with an error."""
