@@ -63,6 +63,8 @@ def test_fields_of_a_later_version_are_left_out() -> None:
         {"pools": [pool("language0", used=-1)]},
         {"pools": {}},
         {"samples": {"ttft": [[1, 2]]}},
+        {"samples": {"ttft": [[1, 2, -1.0, 1.0, 1.0]]}},
+        {"samples": {"ttft": [[1, 2, 1.0, 1.0, -1.0]]}},
         {"totals": {"x": None}},
         {"missing": [None]},
     ],

@@ -96,7 +96,8 @@ REQUESTS = st.builds(
     st.integers(0, 99), PHASES, ttft=st.none() | SECONDS, attempts=st.integers(0, 9), began=SECONDS,
     transfer=st.none() | st.just({"tokens": 5, "total_tokens": 3, "transfers": 7, "bytes": 10**15}),
 )  # fmt: skip
-SAMPLES = st.lists(st.tuples(SECONDS, st.integers(0, 9), SECONDS, SECONDS, SECONDS), max_size=9)
+TIMES = st.floats(0, 1e15)
+SAMPLES = st.lists(st.tuples(SECONDS, st.integers(0, 9), TIMES, TIMES, TIMES), max_size=9)
 MESSAGES = st.builds(
     message,
     now=SECONDS,

@@ -15,6 +15,7 @@ from embferry.serve.http.journal import MAX_TEXT
 
 MAX_NUMBER = 1e15
 _Number = Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+_Time = Annotated[float, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=int(MAX_NUMBER))]
 
 
@@ -117,9 +118,9 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
 
     second: _Number
     count: _Count
-    total: _Number
-    lowest: _Number
-    highest: _Number
+    total: _Time
+    lowest: _Time
+    highest: _Time
 
 
 class Told(msgspec.Struct, frozen=True):
