@@ -1,7 +1,8 @@
 """Asks questions about pictures and videos of two workers, and compares the answers with one undivided process.
 
 The embeddings are transferred into a receive pool far smaller than they are, once over shared memory and once over TCP.
-The exit status is 0 if every answer is true and has the same tokens as that of the undivided model, 130 after Ctrl-C.
+Then an embedding is transferred while its connection is cut. The exit status is 0 if every answer is true and has the
+same tokens as that of the undivided model, 130 after Ctrl-C.
 """
 
 # ruff: noqa: E402 - Ctrl-C is quiet before the imports, which take seconds.
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cut
 import httpx
 from transformers.utils.logging import disable_progress_bar
 
@@ -156,9 +158,11 @@ def main() -> int:
     expected = undivided(asked, cluster_settings(TRANSPORTS[0]))
     fine = [across(transport, number, asked, expected) for number, transport in enumerate(TRANSPORTS, start=2)]
     longest = max(answer.visual_tokens for answer in expected)
+    say(f"\n{len(TRANSPORTS) + 2}. An embedding of 4 MB over tcp, while its connection is cut:\n")
+    fine.append(cut.show(lambda text, end: say(text, end=end)))
     say()
     if not all(fine):
-        say("Some answers are wrong or differ; see above.")
+        say("Some answers or bytes are wrong or differ; see above.")
         return 1
     say("Every answer is true and has the same tokens as the undivided model's.")
     say(f"The longest embedding has {longest:,} tokens, {longest / POOL:.0f} times the receive pool.")

@@ -15,11 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "examples"))  # as it is for the script
     spec = importlib.util.spec_from_file_location("embferry_demo", ROOT / "examples" / "demo.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules["embferry_demo"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "examples"))
     return module
 
 
