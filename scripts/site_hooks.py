@@ -2,7 +2,7 @@
 
 Pages link to files beside ``docs/``, which a site does not have: the two pages for contributors and each linked file
 become part of the site. Markdown within ``<details>`` is read. Diagrams in Mermaid, which would be loaded from
-elsewhere, are left out: the tables below them say the same.
+elsewhere, are left out: the tables below them say the same. Commands without a prompt are not shown as output.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md"}
 """Pages beside ``docs/``, and their names on the site."""
 
+ALONE = ("index.md", "tutorial.md")
+"""Pages that are a whole section, so that a list of the pages of their section would be empty."""
+
 OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
 FROM_ROOT = re.compile(r"\]\((?:docs/)?(?=[a-z-]+\.md)")
 CODE_IN_ROW = re.compile(r"`[^`\n]+`")
+SESSION = re.compile(r"^```console\n(?!\$ )", re.MULTILINE)
 MERMAID = re.compile(r"^```mermaid\n.*?^```\n", re.DOTALL | re.MULTILINE)
 ROLE = re.compile(r":(?:class|meth|func|mod|attr|data):<code>[~.]*(?:[\w.]*\.)?(\w+)</code>")
 """A reference in a docstring, as Sphinx writes it."""
@@ -58,6 +62,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Returns a page whose Markdown means the same to MkDocs as to GitHub."""
     markdown = OUTSIDE.sub(lambda match: f"]({_on_site(match[1])}", markdown)
     markdown = MERMAID.sub("", markdown).replace("<details>", '<details markdown="1">')
+    markdown = SESSION.sub("```sh\n", markdown)
+    if page.file.src_uri in ALONE:
+        page.meta["hide"] = ["navigation"]
     lines = [
         CODE_IN_ROW.sub(lambda code: code[0].replace("\\|", "|"), line) if line.startswith("|") else line
         for line in markdown.split("\n")
