@@ -26,7 +26,7 @@ FROM_ROOT = re.compile(r"\]\((?:docs/)?(?=[a-z-]+\.md)")
 CODE_IN_ROW = re.compile(r"`[^`\n]+`")
 SESSION = re.compile(r"^```console\n(?!\$ )", re.MULTILINE)
 MERMAID = re.compile(r"^```mermaid\n.*?^```\n", re.DOTALL | re.MULTILINE)
-ROLE = re.compile(r":(?:class|meth|func|mod|attr|data):<code>[~.]*(?:[\w.]*\.)?(\w+)</code>")
+ROLE = re.compile(r":(?:class|meth|func|mod|attr|data):<code>[~.]*(?:[a-z_]\w*\.)*((?:[A-Z]\w*\.)?\w+)</code>")
 """A reference in a docstring, as Sphinx writes it."""
 
 PYTHON = """---

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import embferry.library
@@ -41,3 +42,9 @@ def test_the_navigation_has_every_page_once() -> None:
 def test_the_reference_of_python_has_every_public_name_once() -> None:
     names = re.findall(r"^::: embferry\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     assert sorted(names) == sorted(embferry.library.__all__)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_lists_within_lists_are_indented_as_mkdocs_reads_them(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^ {1,3}(?:[-*]|\d+\.) .*", text, re.MULTILINE) == []
