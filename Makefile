@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help setup demo test test-fast test-integration test-browser test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
-	setup-tests setup-browser setup-engines setup-vllm setup-sglang test-sglang test-sglang-more lint format docs bench bench-vllm bench-sglang clean
+	setup-tests setup-browser setup-site setup-engines setup-vllm setup-sglang test-sglang test-sglang-more lint format docs site bench bench-vllm bench-sglang clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -26,6 +26,9 @@ setup-tests:
 
 setup-browser:
 	@$(PYTHON) scripts/setup_env.py --browser
+
+setup-site:
+	@$(PYTHON) scripts/setup_env.py --site
 
 setup-engines:
 	@$(PYTHON) scripts/setup_env.py --tests --engines
@@ -110,6 +113,7 @@ lint: setup ## style, types, imports, names, lengths, English, generated documen
 	$(PY) scripts/draw_states.py --check
 	$(PY) scripts/document_settings.py --check
 	$(PY) scripts/document_errors.py --check
+	$(PY) scripts/document_commands.py --check
 
 format: setup ## mend what can be mended by a program
 	$(BIN)/ruff check --fix .
@@ -119,6 +123,11 @@ docs: setup ## write the generated documents
 	$(PY) scripts/draw_states.py
 	$(PY) scripts/document_settings.py
 	$(PY) scripts/document_errors.py
+	$(PY) scripts/document_commands.py
+
+site: setup-site ## build the documentation site in build/site; a warning ends it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "build/site/index.html"
 
 bench: setup-engines ## every transport beside the alternatives, on this machine: about six minutes
 	@$(BIN)/embferry bench transfer

@@ -1,9 +1,9 @@
 """Makes ``.venv`` and installs the project into it, at the versions of ``constraints.txt``. Standard library only.
 
 ``--tests`` adds the system commands that tests use; ``--engines`` adds the engines of the mooncake and nixl transports
-and the system libraries that they load; ``--browser`` adds Playwright and Chromium. Does nothing if ``.venv`` is up to
-date with ``pyproject.toml`` and ``constraints.txt``. Two runs at once wait for each other. Packages come from the index
-of pip's own settings.
+and the system libraries that they load; ``--browser`` adds Playwright and Chromium, ``--site`` MkDocs. Does nothing if
+``.venv`` is up to date with ``pyproject.toml`` and ``constraints.txt``. Two runs at once wait for each other. Packages
+come from the index of pip's own settings.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PYTHON = VENV / "bin" / "python"
 EXTRAS = {False: ("serve", "top"), True: ("serve", "top", "mooncake", "nixl")}
 """The extras installed without and with ``--engines``."""
 STAMPS = {False: VENV / "installed", True: VENV / "installed-engines"}
-BROWSER_STAMP = VENV / "installed-browser"
-BROWSER_GROUP = "browser"
+GROUP_STAMPS = {"browser": VENV / "installed-browser", "site": VENV / "installed-site"}
+"""The groups of development tools that few targets need, by the options that install them."""
 ENGINE_LIBRARIES = f"lib/python3.{sys.version_info[1]}/site-packages/mooncake_transfer_engine_non_cuda.libs"
 """Folder in ``.venv`` where the Mooncake engine looks for libraries before it looks in the system."""
 INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup_env.py")
@@ -43,9 +43,10 @@ def main() -> None:
         wanted = fingerprint()
         if not (STAMPS[engines].exists() and STAMPS[engines].read_text() == wanted and works()):
             make(engines, wanted)
-        if "--browser" in sys.argv[1:] and not (BROWSER_STAMP.exists() and BROWSER_STAMP.read_text() == wanted):
-            install(*group_requirements(BROWSER_GROUP))
-            BROWSER_STAMP.write_text(wanted)
+        for group, stamp in GROUP_STAMPS.items():
+            if f"--{group}" in sys.argv[1:] and not (stamp.exists() and stamp.read_text() == wanted):
+                install(*group_requirements(group))
+                stamp.write_text(wanted)
         # Each time, because .venv may have been copied from another machine.
         if engines:
             provide(LIBRARIES, VENV / ENGINE_LIBRARIES)

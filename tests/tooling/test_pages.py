@@ -40,6 +40,7 @@ def commands_of(page: str) -> Iterator[str]:
     for language, block in BLOCK.findall(page):
         lines = iter(block.splitlines())
         for line in lines:
+            line = line.removeprefix("$ ")
             if language in ("", "sh", "console") and re.match(f"{ASSIGNMENTS}{PROGRAM} ", line):
                 while line.endswith("\\") or line.partition(" #")[0].count("'") % 2:
                     line = f"{line.removesuffix(chr(92))}\n{next(lines)}"
@@ -180,7 +181,7 @@ def test_the_page_about_sglang_has_every_setting() -> None:
 
 def options_of(command: Any) -> set[str]:
     """Returns the options of a command and its subcommands."""
-    own = {option for parameter in command.params for option in parameter.opts}
+    own = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     return own.union(*(options_of(each) for each in getattr(command, "commands", {}).values()))
 
 

@@ -44,7 +44,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
         transports: The transports by which the pool can be reached. The manager closes them.
         name: The name of this worker in the logs of encode workers.
         settings: Time-outs, retries and sizes.
-        runtime, trust: As of :class:`~.send_manager.SendManager`, except that this manager only dials.
+        runtime: What the manager runs on; None: a thread of its own, and sockets that only dial.
+        trust: As of :class:`~.send_manager.SendManager`.
 
     Attributes:
         buffers: The memory of the pool.
