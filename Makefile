@@ -110,6 +110,7 @@ lint: setup ## style, types, imports, names, lengths, English, generated documen
 	$(PY) scripts/draw_states.py --check
 	$(PY) scripts/document_settings.py --check
 	$(PY) scripts/document_errors.py --check
+	$(PY) scripts/document_metrics.py --check
 
 format: setup ## mend what can be mended by a program
 	$(BIN)/ruff check --fix .
@@ -119,6 +120,7 @@ docs: setup ## write the generated documents
 	$(PY) scripts/draw_states.py
 	$(PY) scripts/document_settings.py
 	$(PY) scripts/document_errors.py
+	$(PY) scripts/document_metrics.py
 
 bench: setup-engines ## every transport beside the alternatives, on this machine: about six minutes
 	@$(BIN)/embferry bench transfer
