@@ -56,6 +56,19 @@ DEFAULT_LIMITS = ServerLimits()
 
 T = TypeVar("T")
 
+METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "embferry_bootstrap_workers": ("gauge", ("role",), "Workers with a live lease"),
+    "embferry_bootstrap_connections": ("gauge", (), "Open connections"),
+    "embferry_bootstrap_evicted_connections_total": ("counter", (), "Connections that had to make room for others"),
+    "embferry_bootstrap_timed_out_requests_total": ("counter", (), "Connections closed because their time was over"),
+    "embferry_bootstrap_unproved_requests_refused_total": (
+        "counter",
+        (),
+        "Requests without a proof of the cluster key that were too many of their address",
+    ),
+}
+"""Type, labels and help text of each metric that the server shows."""
+
 
 class _Route(Rank, frozen=True, kw_only=True):
     role: Literal["Encode"]
@@ -201,14 +214,21 @@ class BootstrapServer:
 
     def _metrics(self, _tail: str, _query: dict[str, str], _body: bytes) -> Answer:
         roles = Counter(worker.role for worker in self._table.workers(self._clock()))
-        lines = [f'embferry_bootstrap_workers{{role="{role}"}} {roles[role]}' for role in get_args(Role)]
+        values: dict[str, dict[str, int]] = {
+            "embferry_bootstrap_workers": {f'{{role="{role}"}}': roles[role] for role in get_args(Role)}
+        }
         if self._http is not None:
-            lines += [
-                f"embferry_bootstrap_connections {self._http.connections}",
-                f"embferry_bootstrap_evicted_connections_total {self._http.evicted}",
-                f"embferry_bootstrap_timed_out_requests_total {self._http.timed_out}",
-                f"embferry_bootstrap_unproved_requests_refused_total {self._http.rates.refused}",
-            ]
+            values |= {
+                "embferry_bootstrap_connections": {"": self._http.connections},
+                "embferry_bootstrap_evicted_connections_total": {"": self._http.evicted},
+                "embferry_bootstrap_timed_out_requests_total": {"": self._http.timed_out},
+                "embferry_bootstrap_unproved_requests_refused_total": {"": self._http.rates.refused},
+            }
+        lines: list[str] = []
+        for name, samples in values.items():
+            kind, _, about = METRICS[name]
+            lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+            lines += [f"{name}{labels} {value}" for labels, value in samples.items()]
         return Answer("\n".join(lines) + "\n")
 
     def _put_worker(self, tail: str, _query: dict[str, str], body: bytes) -> Answer:
