@@ -130,7 +130,8 @@ async def test_no_text_of_a_router_is_markup_or_moves_the_cursor(text: str, size
 @pytest.mark.parametrize("number", [-1e15, 1e15, 0.0, 1e-9])
 async def test_odd_numbers_are_drawn(number: float) -> None:
     odd = [request(n, ("fetch", number, -number), ("x", 5.0, None), began=number, ttft=number) for n in (1, 2)]
-    samples = {"ttft": [[99, 1, number, number, number], [98, 0, 0, 0, 0]], "transfer": [[99, 3, number, 0, number]]}
+    taken = abs(number)  # a time that is taken is not negative
+    samples = {"ttft": [[99, 1, taken, taken, taken], [98, 0, 0, 0, 0]], "transfer": [[99, 3, taken, 0, taken]]}
     changes = {"requests": odd, "samples": samples, "events": [event(1, "error", number)]}
     async with Scripted(**changes) as router, watching(router.url) as screen:
         await screen.until(lambda: len(screen.all("requests")) == 2)
