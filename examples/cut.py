@@ -11,10 +11,21 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 
 import numpy as np
 
-from embferry import Field, Geometry, KVPoll, Layout, ReceiveManager, SendManager, TcpTransport, as_fields
+from embferry import (
+    EmbeddingReceiver,
+    Field,
+    Geometry,
+    KVPoll,
+    Layout,
+    ReceiveManager,
+    SendManager,
+    TcpTransport,
+    as_fields,
+)
 from embferry.testing.proxy import ChaosProxy
 
 TOKENS, WIDTH, ROOM = 4096, 256, 7
@@ -24,51 +35,59 @@ LISTENS_AT, PROXY_AT = "127.0.0.1", "127.0.0.2"
 BAR = 30
 REDRAWN_S = 0.05
 
+Say = Callable[[str, str], None]
+"""Prints a text, then an end."""
 
-def show(say: Callable[[str, str], None]) -> bool:
+
+def show(say: Say) -> bool:
     """Transfers an embedding and draws it as it arrives; returns whether every byte has.
 
-    Args:
-        say: prints a text, then an end. A terminal gets a bar that grows, anything else a line for each cut.
+    Raises:
+        EmbeddingTransferError: the transfer failed.
     """
     layout = Layout((Field("input_embeddings", "float32", WIDTH),))
     embedding = np.random.default_rng(0).standard_normal((TOKENS, WIDTH), np.float32)
-    encode_side = SendManager(layout, [TcpTransport()])
-    sender = encode_side.open(ROOM)
-    sender.init(total_tokens=TOKENS, content_digest=b"the same bytes, the same digest")
-    sender.send_embedding(as_fields({"input_embeddings": embedding}))
-    cutting = {"cut_after": CUT_AFTER, "toward": "upstream", "times": CUTS, "bytes_per_s": BYTES_PER_S}
-    try:
-        with ChaosProxy(listen=(PROXY_AT, 0), **cutting) as proxy:  # type: ignore[arg-type]  # of several types
-            proxy.upstream = proxy.port  # at another address
-            transport = TcpTransport(host=LISTENS_AT, port=proxy.port, advertise=PROXY_AT)
-            language_side = ReceiveManager(Geometry(layout, POOL_BLOCKS, BLOCK_TOKENS), [transport])
-            try:
-                receiver = language_side.open(ROOM, encode_side.endpoint)
-                receiver.init()
-                cuts = 0
-                while receiver.poll() not in (KVPoll.Success, KVPoll.Failed):
-                    arrived = receiver.transferred_tokens
-                    if proxy.cuts > cuts:
-                        cuts += 1
-                        say(f"{bar(arrived)}  the connection is cut", "\n")
-                    elif sys.stdout.isatty():
-                        say(bar(arrived), "\r")
-                    time.sleep(REDRAWN_S)
-                while cuts < proxy.cuts:
-                    cuts += 1
-                    say(f"{bar(receiver.transferred_tokens)}  the connection was cut", "\n")
-                if receiver.poll() == KVPoll.Failed:
-                    receiver.failure_exception()
-                found = receiver.arrays()["input_embeddings"].view(np.float32)
-                equal = bool(np.array_equal(found, embedding))
-                say(f"{bar(len(found))}  {'every byte is the same' if equal else 'BYTES DIFFER'}", "\n")
-                receiver.clear()
-                return equal and proxy.cuts == CUTS
-            finally:
-                language_side.close()
-    finally:
-        encode_side.close()
+    with ExitStack() as used:
+        encode_side = used.enter_context(closing(SendManager(layout, [TcpTransport()])))
+        sender = encode_side.open(ROOM)
+        sender.init(total_tokens=TOKENS, content_digest=b"the same bytes, the same digest")
+        sender.send_embedding(as_fields({"input_embeddings": embedding}))
+
+        proxy = used.enter_context(
+            ChaosProxy(
+                listen=(PROXY_AT, 0), cut_after=CUT_AFTER, toward="upstream", times=CUTS, bytes_per_s=BYTES_PER_S
+            )
+        )
+        proxy.upstream = proxy.port  # at another address
+        transport = TcpTransport(host=LISTENS_AT, port=proxy.port, advertise=PROXY_AT)
+        geometry = Geometry(layout, POOL_BLOCKS, BLOCK_TOKENS)
+        language_side = used.enter_context(closing(ReceiveManager(geometry, [transport])))
+        receiver = language_side.open(ROOM, encode_side.endpoint)
+        receiver.init()
+        watch(receiver, proxy, say)
+        arrived = receiver.arrays()["input_embeddings"].view(np.float32)
+        is_equal = bool(np.array_equal(arrived, embedding))
+        say(f"{bar(len(arrived))}  {'every byte is the same' if is_equal else 'BYTES DIFFER'}", "\n")
+        receiver.clear()
+        return is_equal and proxy.cuts == CUTS
+
+
+def watch(receiver: EmbeddingReceiver, proxy: ChaosProxy, say: Say) -> None:
+    """Draws until everything has arrived: a line for each cut, and on a terminal a bar that grows."""
+    cuts = 0
+    while True:
+        state = receiver.poll()
+        if state == KVPoll.Failed:
+            raise receiver.failure_exception()
+        drawn = bar(receiver.transferred_tokens)
+        if cuts < proxy.cuts:
+            cuts += 1
+            say(f"{drawn}  the connection is cut", "\n")
+        elif state == KVPoll.Success:
+            return
+        elif sys.stdout.isatty():
+            say(drawn, "\r")
+        time.sleep(REDRAWN_S)
 
 
 def bar(arrived: int) -> str:

@@ -13,6 +13,7 @@ import typer
 
 from embferry.cli.main import app
 from embferry.cli.options import SettingsCommand
+from generated_page import write_or_check
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 
@@ -90,16 +91,5 @@ def _table(head: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([f"| {head} | meaning |", "|---|---|", *(f"| {row} |" for row in cells), ""])
 
 
-def main() -> int:
-    wanted = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.is_file() and PAGE.read_text("utf-8") == wanted:
-            return 0
-        print(f"{PAGE} is not what the code says; run python {sys.argv[0]}", file=sys.stderr)
-        return 1
-    PAGE.write_text(wanted, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from embferry.engine.errors import EngineError
 from embferry.protocol.errors import BY_CODE, EmbeddingTransferError
 from embferry.serve.errors import CODES, is_retryable
+from generated_page import write_or_check
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
 
@@ -59,16 +60,5 @@ def _table(rows: list[tuple[str, int, bool, str]]) -> str:
     return "\n".join([TABLE, *lines, ""])
 
 
-def main() -> int:
-    wanted = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.is_file() and PAGE.read_text("utf-8") == wanted:
-            return 0
-        print(f"{PAGE} is not what the code says; run python {sys.argv[0]}", file=sys.stderr)
-        return 1
-    PAGE.write_text(wanted, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page()))

@@ -22,6 +22,7 @@ from embferry.serve.worker.metrics import Reading, WorkerMetrics, count_connecti
 from embferry.transfer.control.sockets import SocketControl
 from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transfer.send_manager import SendManager
+from generated_page import write_or_check
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 HEAD = """# Metrics
@@ -101,16 +102,5 @@ def page() -> str:
     return "\n".join(text)
 
 
-def main() -> int:
-    wanted = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.is_file() and PAGE.read_text("utf-8") == wanted:
-            return 0
-        print(f"{PAGE} is not what the code says; run python {sys.argv[0]}", file=sys.stderr)
-        return 1
-    PAGE.write_text(wanted, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page()))

@@ -9,6 +9,7 @@ from typing import Any
 from embferry.cli.options import default_text
 from embferry.serve.config import SECTIONS, Settings
 from embferry.serve.config_load import CONFIG_ENV, FIELDS, SGLANG_ALIASES, Key, dotted, env_name, flag_name
+from generated_page import write_or_check
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
@@ -72,16 +73,5 @@ def _default(key: Key) -> str:
     return f"`{text}`" if text else "–"
 
 
-def main() -> int:
-    wanted = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.is_file() and PAGE.read_text("utf-8") == wanted:
-            return 0
-        print(f"{PAGE} is not what the code says; run python {sys.argv[0]}", file=sys.stderr)
-        return 1
-    PAGE.write_text(wanted, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page()))

@@ -2,7 +2,7 @@
 
     python scripts/draw_states.py [--check]
 
-With ``--check`` nothing is written; it ends with 1 if the document is not what the tables say.
+With ``--check`` nothing is written; it ends with 1 if the document is stale.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from embferry.protocol.states import POLL, RECEIVER, SENDER, TERMINAL, Phase, Table, Trigger
+from generated_page import write_or_check
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "state-diagrams.md"
 
@@ -66,15 +67,5 @@ def table(head: tuple[str, ...], rows: list[str]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows, ""])
 
 
-def main(arguments: list[str]) -> int:
-    text = document()
-    if "--check" not in arguments:
-        DOCUMENT.write_text(text)
-    elif not DOCUMENT.exists() or DOCUMENT.read_text() != text:
-        print("docs/state-diagrams.md is not what the tables say; run: make docs")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(DOCUMENT, document()))

@@ -20,7 +20,7 @@ def test_the_transfer_goes_on_after_each_cut() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     told = [line.rpartition("  ")[2] for line in lines]
-    assert [text.replace("was", "is") for text in told] == [*["the connection is cut"] * 3, "every byte is the same"]
+    assert told == [*["the connection is cut"] * 3, "every byte is the same"]
     arrived = [int(re.findall(r"([\d,]+) of 4,096", line)[0].replace(",", "")) for line in lines]
     assert arrived == sorted(arrived), "nothing that has arrived is lost"
     assert arrived[-1] == 4096

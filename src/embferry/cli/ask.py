@@ -104,8 +104,10 @@ def transfers(extension: dict[str, Any]) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """Returns a number with its thing: "1 token", "2,048 tokens"."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+    """Returns a number with its thing: "1 token", "2,048 tokens", "2 retries"."""
+    if number != 1:
+        thing = f"{thing[:-1]}ies" if thing.endswith("ry") else f"{thing}s"
+    return f"{number:,} {thing}"
 
 
 def _served(client: httpx.Client) -> str:

@@ -218,9 +218,34 @@ def test_side_by_side_an_engine_is_started_once_and_asked_in_every_round(python:
     assert all(sample.wrong is False for run in ran for sample in run.samples)
     assert len({run.samples[0].tokens for run in ran}) > 1, "rounds have other pictures, so other answers"
     assert all(run.cpu_seconds is not None and run.cpu_seconds >= 0 for run in ran)
-    assert [run.name for run in made.runs if run.status == "error"] == ["ours-tcp"] * 2
+    broke = [run for run in made.runs if run.status == "error"]
+    assert [(run.name, run.round) for run in broke] == [("ours-tcp", turn) for turn in (1, 2, 3)] * 2
     started = dict(made.setting)["seconds to start"]
     assert (started.count("undivided"), started.count("twin")) == (1, 1)
+
+
+class LosingStack(vllm.VllmStack):
+    """After its start, a server of the twin cannot be started again."""
+
+    def prepare(self, damage: configurations.Damage) -> None:
+        if self.servers and self.configuration.name == "twin":
+            if hasattr(self, "_is_up"):
+                raise StartError("the router ended")
+            self._is_up = True
+        super().prepare(damage)
+
+
+@pytest.mark.integration
+def test_side_by_side_a_server_that_is_lost_costs_its_own_runs(python: str, few: Engine) -> None:
+    twin = msgspec.structs.replace(few.undivided, name="twin", title="another one, undivided")
+    engine = msgspec.structs.replace(few, configurations=(few.undivided, twin), stack=LosingStack)
+    made = compared(python, engine, "undivided", "twin", "fits", rounds=2, side_by_side=True)
+    assert [(run.name, run.round, run.reason) for run in made.runs if run.status == "error"] == [
+        ("twin", turn, "the router ended") for turn in (1, 2)
+    ]
+    ran = [run for run in made.runs if run.status == "ok"]
+    assert [(run.name, run.round) for run in ran] == [("undivided", 1), ("undivided", 2)]
+    assert all(sample.wrong is False for run in ran for sample in run.samples)
 
 
 @pytest.mark.integration

@@ -21,7 +21,7 @@ from .stack import Stack, StartError
 from .workload import LARGEST
 
 Asked = tuple[str, int]
-"""Requests that have the same answers: the name of their scenario, and the round if rounds differ in pixels, else 0."""
+"""Requests that have the same answers: the name of their scenario, and the round if each is drawn anew, else 0."""
 
 
 class Comparison:
@@ -29,11 +29,12 @@ class Comparison:
 
     Args:
         python: the interpreter that has the engine.
-        only: patterns of names. Configurations and scenarios that match are compared; all of a kind if none matches.
+        only: patterns of names. Configurations and scenarios that match are compared; if none of a kind matches, all
+            but those that are compared on request.
         quick: a few requests of each.
         rounds: how often everything is done; each round starts and ends every configuration.
-        side_by_side: start all configurations at once, and ask each in turn, in every round with other pixels. Only
-            scenarios without damage.
+        side_by_side: start all configurations at once, and ask each in turn. Each round is drawn anew. Only scenarios
+            without damage.
         spin: let vLLM's processes poll for messages, as they do by default.
         logs: the folder for the servers' logs; they are removed if it is None.
         engine: the engine whose ways to split are compared.
@@ -128,20 +129,19 @@ class Comparison:
         with tempfile.TemporaryDirectory(prefix="embferry-bench-", ignore_cleanup_errors=True) as folder:
             make(Path(folder) / "model", max_image_tokens=LARGEST, max_positions=16384)
             try:
-                if self._side_by_side:
-                    self._by_turns(Path(folder))
-                for turn in range(1, self._rounds + 1) if not self._side_by_side else ():
-                    for configuration in self._engine.configurations:
-                        # The undivided engine comes first, because it has the right answers.
-                        if configuration in self.configurations or (
-                            configuration is self._engine.undivided and turn == 1
-                        ):
-                            self._configuration(configuration, turn, Path(folder))
+                (self._by_turns if self._side_by_side else self._one_by_one)(Path(folder))
             finally:
                 titles = [scenario.title for scenario in self._engine.scenarios]
                 names = [configuration.name for configuration in self._engine.configurations]
                 results.runs.sort(key=lambda run: (titles.index(run.scenario), names.index(run.name), run.round))
                 results.setting = self.setting()
+
+    def _one_by_one(self, folder: Path) -> None:
+        for turn in range(1, self._rounds + 1):
+            for configuration in self._engine.configurations:
+                # The undivided engine comes first, because it has the right answers.
+                if configuration in self.configurations or (configuration is self._engine.undivided and turn == 1):
+                    self._configuration(configuration, turn, folder)
 
     def _configuration(self, configuration: Configuration, turn: int, folder: Path) -> None:
         """Runs all scenarios of a configuration. If it does not start, or ends on the way, its runs say so."""
@@ -157,10 +157,7 @@ class Comparison:
                 for scenario in measured:
                     if scenario.damage and not self._answers:
                         self._ask(stack)
-                    try:
-                        self._scenario(stack, scenario, turn)
-                    except StartError as error:
-                        self._failed(scenario, configuration, turn, error)
+                    self._scenario(stack, scenario, turn)
                 if not self._answers:
                     self._ask(stack)
         except StartError as error:
@@ -181,8 +178,9 @@ class Comparison:
                 except StartError as error:
                     if configuration is undivided:
                         raise
-                    for scenario in self.scenarios:
-                        self._failed(scenario, configuration, 1, error)
+                    for turn in range(1, self._rounds + 1):
+                        for scenario in self.scenarios:
+                            self._failed(scenario, configuration, turn, error)
                 else:
                     stacks.append(stack)
             measured = [stack for stack in stacks if stack.configuration in self.configurations]
@@ -231,6 +229,13 @@ class Comparison:
                 self._unjudged.append((asked, run))
 
     def _scenario(self, stack: Stack, scenario: Scenario, turn: int) -> None:
+        """Measures one scenario. If a server that it needs does not start, its run says so."""
+        try:
+            self._measure(stack, scenario, turn)
+        except StartError as error:
+            self._failed(scenario, stack.configuration, turn, error)
+
+    def _measure(self, stack: Stack, scenario: Scenario, turn: int) -> None:
         asked = (scenario.name, turn if self._side_by_side else 0)
         what, requests = f"{stack.configuration.title}: {scenario.name}", scenario.requests(asked[1])
         self._progress(what, 0)
@@ -255,5 +260,4 @@ class Comparison:
 
     def _failed(self, scenario: Scenario, configuration: Configuration, turn: int, error: StartError) -> None:
         self._add(scenario, configuration, turn, "error", str(error))
-        rounds = self._rounds if self._side_by_side else 1
-        self._progress(f"{configuration.title}: {error}", len(scenario.requests()) * rounds)
+        self._progress(f"{configuration.title}: {error}", len(scenario.requests()))

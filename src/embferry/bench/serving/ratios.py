@@ -50,7 +50,7 @@ def tables(scenarios: Rounds) -> list[Table]:
             if times:
                 news, olds = [f"{statistics.median(each) * 1e3:.0f}" for each in zip(*times, strict=True)]
                 share = statistics.median([old / new for new, old in times])
-                rows.append(Row((scenario, _title(rounds), news, olds, f"{share:.2f}"), _kind(rounds)))
+                rows.append(Row((scenario, rounds[0].title, news, olds, f"{share:.2f}"), kind(rounds[0].name)))
     if rows:
         columns = ("scenario", "configuration", "first ms", "again ms", "again / first")
         note = "Time to first token of the first and the second request with a picture. Medians of rounds."
@@ -59,7 +59,7 @@ def tables(scenarios: Rounds) -> list[Table]:
 
 
 def _table(title: str, unit: str, scenarios: Rounds, figure: Figure, scale: float) -> Table:
-    names = {run.name: run.title for by in scenarios.values() for rounds in by.values() for run in rounds}
+    names = list(dict.fromkeys(name for by_name in scenarios.values() for name in by_name))
     rows = []
     for scenario, by_name in scenarios.items():
         for name, rounds in by_name.items():
@@ -69,15 +69,12 @@ def _table(title: str, unit: str, scenarios: Rounds, figure: Figure, scale: floa
             ratios = [None if other == name else ratio(figure, rounds, by_name.get(other, ())) for other in names]
             texts = [NONE if each is None else f"{each:.2f}" for each in ratios]
             median = f"{statistics.median(found) * scale:.0f}"
-            rows.append(Row((scenario, _title(rounds), median, *texts), _kind(rounds)))
+            rows.append(Row((scenario, rounds[0].title, median, *texts), kind(name)))
     columns = ("scenario", "configuration", unit, *(f"/ {name}" for name in names))
     note = "Medians of rounds: of each round's median, and of the ratios of both medians of a round."
     return Table(title, columns, tuple(rows), note)
 
 
-def _title(rounds: Sequence[Run]) -> str:
-    return rounds[0].title
-
-
-def _kind(rounds: Sequence[Run]) -> str:
-    return "ours" if rounds[0].name.startswith("ours") else "limit" if rounds[0].name == "undivided" else "engine"
+def kind(name: str) -> str:
+    """Returns the kind of a configuration's rows, which selects their colour."""
+    return "ours" if name.startswith("ours") else "limit" if name == "undivided" else "engine"

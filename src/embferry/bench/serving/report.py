@@ -146,10 +146,9 @@ def _row(rounds: list[Run], several: bool) -> Row:
         reason = run.reason or ("no request has ended" if run.complete else "interrupted before a request had ended")
         return Row((run.title, f"ERROR: {reason}"), "error")
     each = (", ".join(_ms(one.times["TTFT"].median) for one in rounds if one.samples),) if several else ()
-    kind = "ours" if run.name.startswith("ours") else "limit" if run.name == "undivided" else "engine"
     _, p50, p99 = run.times["TTFT"]
     bar = None if p50 is None or p99 is None else (p50, p50, p99)
-    return Row(cells(COMPARED, run) + each, "bad" if run.errors + run.wrong else kind, bar)
+    return Row(cells(COMPARED, run) + each, "bad" if run.errors + run.wrong else ratios.kind(run.name), bar)
 
 
 def _notes(run: Run) -> Iterator[str]:

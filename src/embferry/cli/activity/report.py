@@ -105,7 +105,7 @@ def _facts(activity: Activity, seconds: float) -> Iterator[tuple[str, str]]:
     counts = recent(activity, told.now - seconds)
     shown = [
         counted(counts["resumes"], "resumed transfer"),
-        f"{counts['retries']:,} {'retry' if counts['retries'] == 1 else 'retries'}",
+        counted(counts["retries"], "retry"),
         counted(counts["failovers"], "failover"),
         counted(counts["errors"], "error"),
         *(counted(counts[name], thing) for name, thing in _RARE.items() if counts[name]),

@@ -33,6 +33,10 @@ class Watched:
     retry_at: float = 0.0
     lost_at: float = 0.0
 
+    def unheard(self, at: float) -> float:
+        """Returns the seconds for which nothing has been heard: by so much its time, which stands still, is behind."""
+        return at - self.lost_at if self.trouble else 0.0
+
     def hear(self, told: Told, at: float) -> None:
         """Takes a message."""
         self.trouble = ""

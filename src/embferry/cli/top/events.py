@@ -24,10 +24,8 @@ def event_lines(board: Board, at: float, wall: float, width: int) -> list[Text]:
     found = []
     for router in board.routers:
         if (activity := router.activity) is not None:
-            now = activity.now(at)
-            # A time that stands still would move the events of a router that is gone.
-            lag = at - router.lost_at if router.trouble else 0.0
-            found += [(now - event.at + lag, router.label, event, activity) for event in activity.events()]
+            now = activity.now(at) + router.unheard(at)
+            found += [(now - event.at, router.label, event, activity) for event in activity.events()]
     found.sort(key=lambda one: one[0])
     made = []
     for age, label, event, activity in found:

@@ -62,7 +62,7 @@ def _about(router: Watched, at: float, seconds: float) -> str:
     if activity is None:
         return ""
     if router.trouble:
-        return f"as it was {at - router.lost_at:.0f} s ago"
+        return f"as it was {router.unheard(at):.0f} s ago"
     told = activity.told
     parts = [", ".join(told.models) or "no model", f"{told.under_way:,} under way", *_counts(activity, at, seconds)]
     return " · ".join([*parts, told.router])
@@ -73,7 +73,7 @@ def _counts(activity: Activity, at: float, seconds: float) -> list[str]:
     counts = recent(activity, activity.now(at) - seconds)
     words = [
         counted(counts["resumes"], "resume"),
-        f"{counts['retries']:,} {'retry' if counts['retries'] == 1 else 'retries'}",
+        counted(counts["retries"], "retry"),
         counted(counts["failovers"], "failover"),
         counted(counts["errors"], "error"),
     ]

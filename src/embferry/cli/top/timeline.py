@@ -51,8 +51,7 @@ def timeline_lines(row: Row, at: float, wall: float, width: int) -> list[Text]:
 
 def _facts(row: Row, at: float, wall: float) -> list[tuple[str, str, Style]]:
     request, activity = row.request, row.router.activity
-    lag = at - row.router.lost_at if row.router.trouble else 0.0
-    began = clock(wall - (row.now - request.began) - lag)
+    began = clock(wall - (row.now - request.began) - row.router.unheard(at))
     asked = f"{request.path}, {media_of(request)}, {'streamed' if request.streams else 'not streamed'}, at {began}"
 
     def known(id: str) -> str:
