@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 import struct
@@ -140,6 +139,11 @@ def test_a_jpeg_that_lacks_only_its_end_is_read(
     assert decode_image(data[:-missing], LIMITS).tobytes() == decode_image(data, LIMITS).tobytes()
 
 
+WITHOUT_PIXELS = {(8, 3), (64, 3), (300, 3), (300, 4)}
+"""Side of a flat progressive picture, and its last bytes, in which no pixel can be: the code of its last scan has one
+word, "nothing changes for so many blocks"."""
+
+
 @pytest.mark.parametrize("side", [8, 64, 300])
 @pytest.mark.parametrize("kind", ["flat", "noisy"])
 @pytest.mark.parametrize("missing", [3, 4, 5, 9, 17, 40])
@@ -147,11 +151,10 @@ def test_a_jpeg_that_lacks_only_its_end_is_read(
 def test_a_jpeg_that_lacks_pixels_is_not_read(side: int, kind: str, missing: int, progressive: bool) -> None:
     picture = pictures.noise(side, side) if kind == "noisy" else Image.new("RGB", (side, side), "red")
     data = pictures.encoded(picture, "JPEG", progressive=progressive)
-    if progressive and kind == "flat":  # the last bytes of a scan may say that nothing changes
-        with contextlib.suppress(ServeError):
-            assert decode_image(data[:-missing], LIMITS).tobytes() == decode_image(data, LIMITS).tobytes()
-        return
-    assert refused(data[:-missing]).code == "image_truncated"
+    if progressive and kind == "flat" and (side, missing) in WITHOUT_PIXELS:
+        assert decode_image(data[:-missing], LIMITS).tobytes() == decode_image(data, LIMITS).tobytes()
+    else:
+        assert refused(data[:-missing]).code == "image_truncated"
 
 
 @pytest.mark.parametrize("kind", ["flat", "noisy"])
