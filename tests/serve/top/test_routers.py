@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio]
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(watch, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(watch, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(watch, "LONGEST_PAUSE", 0.2)
 
 
 async def test_a_router_that_goes_and_returns() -> None:
