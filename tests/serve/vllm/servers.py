@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,7 @@ class Servers:
         vllm: Sequence[str] = (),
         **environ: str,
     ) -> None:
-        from embferry.models import tiny_qwen
-
-        self.orphans_before = orphans()
-        self._log = folder / "log"
-        self._folder, self._environ = folder, environ
-        self._processes: list[subprocess.Popen[bytes]] = []
-        tiny_qwen.make(folder / "model")
+        self._prepare(folder, environ)
         words = ("serve", "--engine", "vllm", "--model", str(folder / "model"), "--port", "0")
         more = (*instances, "--restart-delay", "0.1")
         self.split = self.start(self._log, *EMBFERRY, *words, *more, "--", *VLLM, *vllm)
@@ -83,6 +77,16 @@ class Servers:
             *(folder / "undivided.log", *serve, "--middleware", MIDDLEWARE),
             *("--enable-mm-embeds", "--host", "127.0.0.1", "--port", port),
         )
+
+    def _prepare(self, folder: Path, environ: Mapping[str, str]) -> None:
+        """Makes the model, and has what every method needs. Nothing is started."""
+        from embferry.models import tiny_qwen
+
+        self.orphans_before = orphans()
+        self._log = folder / "log"
+        self._folder, self._environ = folder, environ
+        self._processes: list[subprocess.Popen[bytes]] = []
+        tiny_qwen.make(folder / "model")
 
     def start(self, log: Path, *words: str) -> subprocess.Popen[bytes]:
         environ = {"EMBFERRY_CLUSTER_KEY": KEY.written(), "EMBFERRY_ROUTER_API_KEY": API_KEY, **self._environ}

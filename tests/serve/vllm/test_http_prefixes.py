@@ -21,7 +21,6 @@ from tests.serve.vllm.servers import (
     VLLM,
     Servers,
     answers,
-    orphans,
     picture,
     until,
 )
@@ -37,11 +36,7 @@ class CachingServers(Servers):
     """One encoder, one language instance and the router, which believes in no embedding that an instance keeps."""
 
     def __init__(self, folder: Path) -> None:
-        from embferry.models import tiny_qwen
-
-        self.orphans_before = orphans()
-        self._log, self._folder, self._processes = folder / "log", folder, []
-        tiny_qwen.make(folder / "model")
+        self._prepare(folder, {})
         words = ("serve", "--engine", "vllm", "--model", str(folder / "model"), "--port", "0", "--restart-delay", "0.1")
         more = ("--cache", f"file://{folder}/cache", "--received-bytes", "1")
         vllm = [word for word in VLLM if word != "--no-enable-prefix-caching"]
