@@ -100,7 +100,7 @@ def test_a_preempted_request_gets_its_embeddings_again(servers: Servers) -> None
 
 def test_a_prefill_instance_that_ends_before_its_blocks_are_fetched(servers: Servers) -> None:
     (error,) = together(servers, [lambda: failure(servers, CONTENTS["a picture"])], "prefill-0")
-    assert (error.status_code, error.code) == (503, "no_worker")
+    assert (error.status_code, error.code) == (503, "no_worker"), error.body
     assert "no prefill instance " in error.body["message"]
     assert re.search(r"\(before that: .*the decode instance at \S+ failed with status 500", error.body["message"])
     is_answered_again(servers)
