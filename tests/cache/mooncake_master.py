@@ -12,16 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import free_port
+
 GUARD_S = 60.0
 HOST = "127.0.0.1"
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @contextmanager
@@ -29,7 +23,7 @@ def running_master() -> Iterator[str]:
     """Runs a master, and returns its address."""
     command = shutil.which("mooncake_master", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert command is not None, "Mooncake is not installed; run: make setup-engines"
-    rpc, metadata, metrics = free_ports(3)
+    rpc, metadata, metrics = (free_port() for _ in range(3))
     ports = [f"--rpc_port={rpc}", f"--http_metadata_server_port={metadata}", f"--metrics_port={metrics}"]
     process = subprocess.Popen([command, *ports], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -12,8 +12,9 @@ from embferry.cache.contract import TooLarge
 from embferry.cache.entry import Damaged, Entry
 from embferry.cache.mooncake import PREFIX, MooncakeSettings, MooncakeStore
 from embferry.protocol.errors import LocalProtocolError
+from tests.ports import free_port
 
-from .mooncake_master import HOST, free_ports, running_master
+from .mooncake_master import HOST, running_master
 from .samples import found, has, keep, key_of, sample
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
@@ -91,7 +92,7 @@ def test_a_full_store_is_an_error_of_the_system(memory: MooncakeStore) -> None:
 
 
 def test_a_master_that_is_not_there_fails_the_start() -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     with pytest.raises(LocalProtocolError, match="the cache cannot be used"):
         open_store(MooncakeAddress(f"{HOST}:{port}", {}), 1, HOST)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.coordinates import Coordinates
+from tests.ports import free_port
 
 from .engines import Content, Engine, picture
 from .pair import GUARD_S, Language
@@ -28,9 +28,7 @@ ONE_AT_A_TIME = 1280
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        free: int = probe.getsockname()[1]
-        return free
+    return free_port()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from embferry.testing.proxy import ChaosProxy
+from tests.ports import free_port
 
 from .engines import Content, Engine, picture, reference
 from .faulty_link import LISTENS, TRANSPORT, FaultyLink, ports_at
@@ -74,12 +74,6 @@ class Stage:
         return {name: float(value) for name, value in found}
 
 
-def free_port() -> int:
-    with socket.create_server((LISTENS, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def insert_link(stage: Stage) -> FaultyLink:
     """Starts a first transfer, which makes the consumer listen and fails, and puts the link before its port."""
     before = ports_at(LISTENS)
@@ -97,7 +91,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder: Path = tmp_path_factory.mktemp("faults")
     model = folder / "model"
     make(model)
-    port = free_port()
+    port = free_port(LISTENS)
     sends = {"transports": ["tcp"], "offered_bytes": LARGE + LARGE // 2}
     with StubRouter() as router:
         takes = TRANSPORT | {

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from tests.ports import free_port
 
 from .engines import ENVIRONMENT, Content, picture
 from .split import TEXT, transfer
@@ -128,12 +129,6 @@ class Stage:
                 httpx.get(self.urls[name] + path, trust_env=False, timeout=5)
                 return
             time.sleep(POLL_S)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

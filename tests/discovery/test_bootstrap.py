@@ -25,6 +25,7 @@ from embferry.protocol.errors import (
     TransportError,
 )
 from tests.clock import Clock
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -280,8 +281,7 @@ def test_a_keeper_registers_again_with_a_restarted_server():
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
 def test_the_server_process_ends_cleanly_on_a_signal(number, status):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     program = f"from embferry.discovery.bootstrap_server import BootstrapServer, run; run(BootstrapServer(port={port}))"
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
         try:

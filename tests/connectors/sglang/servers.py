@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from tests.ports import free_port
 
 START_S, ANSWER_S, END_S = 600.0, 300.0, 30.0
 BLOCKS, BLOCK_SIZE = 4, 8
@@ -45,12 +46,6 @@ ARGUMENTS = [
     *("--disable-radix-cache", "--disable-overlap-schedule", "--skip-server-warmup"),
 ]
 DIVIDED = ["--encoder-transfer-backend", "zmq_to_scheduler"]
-
-
-def free_port() -> int:
-    """Returns a port that nothing listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Server:

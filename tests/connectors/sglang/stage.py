@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from tests.connectors.faulty_link import ADVERTISES, LISTENS, FaultyLink, ports_at
+from tests.ports import free_port
 
-from .servers import DIVIDED, PLUGIN, START_S, Server, ask, free_port, tokens_of
+from .servers import DIVIDED, PLUGIN, START_S, Server, ask, tokens_of
 
 WAIT_S = 120.0
 

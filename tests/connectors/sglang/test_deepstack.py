@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from embferry.models import model_path
+from tests.ports import free_port
 
-from .servers import ANSWER_S, DIVIDED, PLUGIN, Server, free_port
+from .servers import ANSWER_S, DIVIDED, PLUGIN, Server
 from .stage import started
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(1800)]

@@ -21,8 +21,7 @@ import pytest
 
 from embferry.connectors.sglang.parts import Destination
 from embferry.protocol.errors import BY_CODE
-
-from .servers import free_port
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.sglang,

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from .servers import DIVIDED, PLUGIN, Server, ask, free_port, tokens_of
+from tests.ports import free_port
+
+from .servers import DIVIDED, PLUGIN, Server, ask, tokens_of
 from .stage import QUESTIONS, answers_of_one, damaged, started
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(1800)]

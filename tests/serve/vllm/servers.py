@@ -12,7 +12,6 @@ import io
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from embferry.serve.http.proofs import ProvedRequests
 from embferry.serve.supervisor.vllm import MIDDLEWARE
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.requests import INSTANCE
+from tests.ports import free_port
 from tests.serve.digested import digested
 
 START_S, CONDITION_S = 900.0, 120.0
@@ -266,11 +266,6 @@ def orphans() -> set[str]:
             text = maps.read_text()
             found = {name for name in found if name not in text}
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
 
 
 def _numbers(url: str, name: str) -> list[float]:

@@ -16,8 +16,9 @@ from embferry.serve.http.proofs import OPEN_PATHS
 from embferry.testing.proxy import ChaosProxy
 from embferry.testing.stream_faults import Fault, Toward
 from embferry.trust.keys import Key
+from tests.ports import free_port
 from tests.serve.relay.table import NAMED, TRIES
-from tests.serve.vllm.servers import API_KEY, CONDITION_S, EMBFERRY, Proved, Servers, free_port, picture, until
+from tests.serve.vllm.servers import API_KEY, CONDITION_S, EMBFERRY, Proved, Servers, picture, until
 from tests.serve.vllm.stubs import text
 
 pytestmark = [pytest.mark.vllm_http, pytest.mark.timeout(1800)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
 from tests.serve.vllm.servers import (
     CONDITION_S,
     EMBFERRY,
@@ -19,7 +20,6 @@ from tests.serve.vllm.servers import (
     MORE,
     START_S,
     Servers,
-    free_port,
     orphans,
     picture,
     until,

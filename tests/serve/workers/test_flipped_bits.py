@@ -6,7 +6,6 @@ Three real processes: an encode worker, a language worker, and a router that fin
 from __future__ import annotations
 
 import random
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -26,6 +25,7 @@ from embferry.serve.config import RouterSettings
 from embferry.serve.supervisor import LocalCluster
 from embferry.testing.proxy import ChaosProxy
 from embferry.testing.stream_faults import Fault
+from tests.ports import free_port
 from tests.serve.pictures import data_url, encoded, noise
 from tests.serve.workers.test_processes import DEADLINE, SETTINGS, START, wait
 
@@ -94,8 +94,7 @@ class _Router:
     """A router process. A context manager, which yields its URL when it is ready."""
 
     def __init__(self, bootstrap: str, log: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         options = {"port": self._port, "bootstrap-url": bootstrap, "stall-timeout": STALL, "poll-interval": 0.1}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         with log.open("wb") as output:

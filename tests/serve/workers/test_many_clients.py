@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.ports import free_port
 from tests.serve.fakes import Deployment
 from tests.serve.test_clients import CHAT
 from tests.serve.workers.joined import DEADLINE
@@ -40,8 +41,7 @@ class Process:
 
     def __init__(self, *words: str, log: int, **environ: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EMBFERRY_")}
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *words, "--port", str(self.port)], stderr=log, env=kept | environ

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -24,6 +22,7 @@ from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.descendants import adopt_orphans, descendants, end_descendants
 from embferry.serve.supervisor.handover import child_program
 from embferry.serve.supervisor.process import OFFLINE, ClusterError, ProcessRole, Program, SupervisedProcess
+from embferry.serve.supervisor.reserved_ports import ReservedPorts
 from embferry.serve.supervisor.serve import run_cluster
 from embferry.serve.supervisor.vllm_arguments import told_in, values
 from embferry.serve.supervisor.vllm_child import CHILD_SHARE
@@ -120,7 +119,8 @@ class VllmCluster(Cluster):
         workers: dict[ProcessRole, int] = {"encode": vllm.encoders}
         workers |= {"prefill": vllm.prefills, "decode": vllm.decodes} if vllm.decodes else {"language": vllm.languages}
         names = [(role, f"{role}-{number}") for role, count in workers.items() for number in range(count)]
-        free_port, *ports = _free_ports(1 + 3 * len(names))
+        self._ports = ReservedPorts(HOST, 1 + 3 * len(names))
+        free_port, *ports = self._ports.numbers
         router = settings.router.model_copy(update={"port": settings.router.port or free_port})
         if router.api_keys_file is not None and router.api_key is None:
             router = router.model_copy(update={"api_key": SecretStr(new_key())})  # for the instances
@@ -161,6 +161,7 @@ class VllmCluster(Cluster):
         try:
             super().stop()
         finally:
+            self._ports.release()
             if self._folder_lock >= 0:
                 lock, self._folder_lock = self._folder_lock, -1
                 temporary.release(self._folder, lock)
@@ -196,9 +197,3 @@ def _environ(settings: Settings, kv_port: int) -> dict[str, str]:
     key = settings.router.api_key
     made = {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(kv_port), OFFLINE: os.environ.get(OFFLINE, "0")}
     return made | ({"VLLM_API_KEY": key.get_secret_value()} if key else {})
-
-
-def _free_ports(count: int) -> list[int]:
-    """Returns ports that are free now. A process keeps its port when it is started again."""
-    with contextlib.ExitStack() as held:
-        return [held.enter_context(socket.create_server((HOST, 0))).getsockname()[1] for _ in range(count)]
