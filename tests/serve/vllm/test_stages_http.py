@@ -41,6 +41,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"n": 2, "temperature": 1.0, "seed": 3},
     {"extra_body": {"prompt_logprobs": 2}},
 ]
+PATIENCE = "600"
+"""Seconds for which the router takes an instance that a test holds for alive."""
 ANSWERED = "vllm:request_success_total"
 FETCHED = "vllm:external_prefix_cache_hits_total"
 """Tokens of prompts that an instance has got from another one."""
@@ -54,7 +56,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         (folder / "alias" / "nixl").mkdir(parents=True)
         (folder / "alias" / "nixl" / "__init__.py").write_text(ALIAS)
         path.insert(0, str(folder / "alias"))
-    started = Servers(folder, INSTANCES, SMALL, PYTHONPATH=os.pathsep.join(filter(None, path)))
+    environ = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "EMBFERRY_ROUTER_STALL_TIMEOUT": PATIENCE}
+    started = Servers(folder, INSTANCES, SMALL, **environ)
     try:
         started.wait("ready:")
         started.wait("the undivided model", f"{started.undivided}/health")
