@@ -232,7 +232,7 @@ function workerCard(worker, place) {
   const phases = (...names) => all.filter((one) => names.includes(phaseOf(one)));
   const here = (name) => phases(name).filter((one) => one.language === worker.id).length;
   let doing = `${phases("encode").filter((one) => one.encoders.includes(worker.id)).length} to encode`;
-  if (worker.role !== "encode") doing = `${isVllm() ? `${here("answer")} before` : `${here("prefill")} prefill`} · ${here("decode")} decode`;
+  if (worker.role !== "encode") doing = `${isVllm() ? `${here("answer")} answer` : `${here("prefill")} prefill`} · ${here("decode")} decode`;
   const health = worker.up ? "up" : isVllm() ? "down" : "late"; // workers without a lease are not listed at all
   return s("g", { transform: `translate(${place.x},${place.y})` },
     s("title", {}, `${worker.id}${worker.trouble && !worker.up ? `: ${worker.trouble}` : ""}`),
