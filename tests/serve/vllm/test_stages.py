@@ -171,6 +171,24 @@ async def test_a_router_without_an_instance_of_a_role_is_not_ready(role: str) ->
         assert len((await router.get("/v1/models")).json()["data"]) == (1 if role == "encode" else 0)
 
 
+@pytest.mark.parametrize("what", CONTENTS)
+async def test_nothing_is_computed_for_a_request_that_no_decode_instance_can_answer(what: str) -> None:
+    """The blocks of a prefill that nothing fetches are kept for minutes, and fill the prefill instance."""
+    (encoder,), (prefill,), decodes = stages(decodes=2)
+    for decode in decodes:
+        decode.up = False
+    async with routed(encoder, prefill, *decodes) as router:
+        for _ in range(3):
+            answer = await ask(router, *CONTENTS[what])
+            assert (answer.status, answer.error["code"]) == (503, "no_worker")
+        assert (encoder.requests, prefill.requests) == ([], [])
+        alone = await ask(router, *CONTENTS[what], n=2)  # a prefill instance answers it
+        assert alone.status == 200
+        decodes[1].up = True
+        assert (await ask(router, *CONTENTS[what])).status == 200
+    assert len(decodes[1].requests) == 1
+
+
 async def test_instances_of_different_models_are_reported() -> None:
     _, (prefill,), (decode,) = stages()
     decode.models = ("other",)

@@ -47,7 +47,7 @@ from embferry.serve.vllm.named_media import NamedMedia
 from embferry.serve.vllm.prompt_prefixes import prefixes_of
 from embferry.serve.vllm.received_cache import ReceivedCache
 from embferry.serve.vllm.sounds import load_sounds
-from embferry.serve.vllm.stages import ask_in_stages
+from embferry.serve.vllm.stages import ask_in_stages, check_decoders, is_divided
 from embferry.serve.vllm.texts import characters_of
 from embferry.trust.digests import DamagedError
 
@@ -155,6 +155,8 @@ class Chat(InstanceEndpoint):
         again: bool = False,
     ) -> Answer:
         """Makes one attempt. Adds to ``avoid`` the encoders whose embeddings did not arrive."""
+        if self.fleet.decoders and is_divided(request.content):
+            await check_decoders(self.fleet, request.model)  # before the encodes
         current_record().phase("encode")
         items = list(dict.fromkeys(item for _, item in media))
         language = await self._language(request, items)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -133,9 +133,14 @@ async def ask(
         raise busy
     if only_first:
         raise EncodeAgainError("no_worker", f"{first!r} cannot be reached")
+    raise unavailable(fleet, failed, decodes=decodes)
+
+
+def unavailable(fleet: Fleet, failed: Sequence[str] = (), *, decodes: bool = False) -> ServeError:
+    """Returns the error of a request for which no instance is left. ``failed``: the failures of those that it asked."""
     instances, role = (fleet.decoders, "decode") if decodes else (fleet.languages, fleet.receiving)
     down = failed or [f"{one.url} {one.trouble}" for one in instances if not one.up] or ["none serves the model"]
-    raise ServeError("no_worker", f"no {role} instance is available: {'; '.join(down)}")
+    return ServeError("no_worker", f"no {role} instance is available: {'; '.join(down)}")
 
 
 async def _ask(

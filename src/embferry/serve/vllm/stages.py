@@ -12,6 +12,7 @@ it fails, the prompt is computed again. Only one that could not be reached is re
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +27,7 @@ from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_bus
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.instance import Instance
 from embferry.serve.vllm.item_encoder import ClientRequest
-from embferry.serve.vllm.language_call import Answer, ask
+from embferry.serve.vllm.language_call import Answer, ask, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class _Question:
 
     async def answer(self, held: AsyncExitStack, first: Instance | None = None, only_first: bool = False) -> Answer:
         """Makes one attempt. ``held`` keeps the connection to the decode instance."""
+        await check_decoders(self.fleet, self.request.model)
         prefilled_by, params = await self._prefill(first, only_first)
         body = {**self.body, KEY: params}
         content = await off_loop(len(self.prefill), msgspec.json.encode, body)
@@ -123,11 +125,12 @@ async def ask_in_stages(
     Raises:
         VerbatimError: the request is wrong, or all prefill instances are busy.
         EncodeAgainError: the prefill of a request with media failed, or messages arrived damaged twice.
-        ServeError: no_worker if no instance of a role can be reached; worker_failed if the prefill or the decode failed
-            twice, or a prefill instance does not say where its blocks are.
+        ServeError: no_worker if no instance of a role can be reached, before the prefill if that is known;
+            worker_failed if the prefill or the decode failed twice, or a prefill instance does not say where its blocks
+            are.
     """
     body = await off_loop(JSON_WEIGHT * len(content), parse_object, content)
-    if not all(body.get(name) in (None, value) for name, value in _WHOLE.items()):
+    if not is_divided(body):
         return await ask(fleet, request, content, held, has_media=has_media, first=first, only_first=only_first)
     prefill = {name: value for name, value in body.items() if name not in _OF_ANSWER} | _PREFILL
     question = _Question(fleet, request, body, await off_loop(len(content), msgspec.json.encode, prefill), has_media)
@@ -143,6 +146,24 @@ async def ask_in_stages(
     except ServeError as error:
         error.detail = f"{error.detail} (before that: {earlier})"
         raise
+
+
+def is_divided(body: Mapping[str, Any]) -> bool:
+    """Returns whether a decode instance answers the request; otherwise a prefill instance answers it alone."""
+    return all(body.get(name) in (None, value) for name, value in _WHOLE.items())
+
+
+async def check_decoders(fleet: Fleet, model: str | None) -> None:
+    """Refuses a request that no decode instance can answer now.
+
+    Its prefill would keep blocks that nothing fetches, until their lease ends: some requests fill a prefill instance,
+    and it answers nothing for two minutes after a decode instance has come back.
+
+    Raises:
+        ServeError: no_worker.
+    """
+    if await fleet.language(model, (), decodes=True) is None:
+        raise unavailable(fleet, decodes=True)
 
 
 def _prefill_again(error: ServeError) -> PrefillAgainError:
