@@ -42,20 +42,20 @@ def test_a_round_that_only_one_has_is_left_out() -> None:
 def test_each_configuration_is_compared_with_every_other() -> None:
     runs = rounds("undivided", 0.2) + rounds("example", 0.4, cpu=4.0) + rounds("ours-shm", 0.1, cpu=2.0)
     found = table(*runs, title="Time to first token")
-    assert found.columns == ("scenario", "configuration", "ms", "/ undivided", "/ example", "/ ours-shm")
-    assert [row.cells[1:] for row in found.rows] == [
+    assert found.columns == ("configuration", "scenario", "ms", "/ undivided", "/ example", "/ ours-shm")
+    assert [(row.cells[0], *row.cells[2:]) for row in found.rows] == [
         ("undivided", "200", "–", "0.50", "2.00"),
         ("example", "400", "2.00", "–", "4.00"),
         ("ours-shm", "100", "0.50", "0.25", "–"),
     ]
     spent = table(*runs, title="CPU time of all servers a request")
-    assert [row.cells[1:] for row in spent.rows][2] == ("ours-shm", "1000", "2.00", "0.50", "–")
+    assert [(row.cells[0], *row.cells[2:]) for row in spent.rows][2] == ("ours-shm", "1000", "2.00", "0.50", "–")
 
 
 def test_a_picture_sent_again_is_compared_with_its_first_time() -> None:
     samples = [sample(n, ttft=t, repeated=n % 2) for n, t in enumerate((0.2, 0.1, 0.4, 0.1, 0.6, 0.3))]
     found = table(run(*samples, name="ours-shm", scenario="A picture again", plan=None), title="The same picture again")
-    assert [row.cells for row in found.rows] == [("A picture again", "ours-shm", "400", "100", "0.25")]
+    assert [row.cells for row in found.rows] == [("ours-shm", "A picture again", "400", "100", "0.25")]
     assert ratios.again(run(sample(0))) is None
 
 

@@ -50,9 +50,9 @@ def tables(scenarios: Rounds) -> list[Table]:
             if times:
                 news, olds = [f"{statistics.median(each) * 1e3:.0f}" for each in zip(*times, strict=True)]
                 share = statistics.median([old / new for new, old in times])
-                rows.append(Row((scenario, rounds[0].title, news, olds, f"{share:.2f}"), kind(rounds[0].name)))
+                rows.append(Row((rounds[0].title, scenario, news, olds, f"{share:.2f}"), kind(rounds[0].name)))
     if rows:
-        columns = ("scenario", "configuration", "first ms", "again ms", "again / first")
+        columns = ("configuration", "scenario", "first ms", "again ms", "again / first")
         note = "Time to first token of the first and the second request with a picture. Medians of rounds."
         made.append(Table("The same picture again", columns, tuple(rows), note))
     return made
@@ -69,8 +69,8 @@ def _table(title: str, unit: str, scenarios: Rounds, figure: Figure, scale: floa
             ratios = [None if other == name else ratio(figure, rounds, by_name.get(other, ())) for other in names]
             texts = [NONE if each is None else f"{each:.2f}" for each in ratios]
             median = f"{statistics.median(found) * scale:.0f}"
-            rows.append(Row((scenario, rounds[0].title, median, *texts), kind(name)))
-    columns = ("scenario", "configuration", unit, *(f"/ {name}" for name in names))
+            rows.append(Row((rounds[0].title, scenario, median, *texts), kind(name)))
+    columns = ("configuration", "scenario", unit, *(f"/ {name}" for name in names))
     note = "Medians of rounds: of each round's median, and of the ratios of both medians of a round."
     return Table(title, columns, tuple(rows), note)
 
