@@ -41,7 +41,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"n": 2, "temperature": 1.0, "seed": 3},
     {"extra_body": {"prompt_logprobs": 2}},
 ]
-PATIENCE = "600"
+HELD_S = "600"
 """Seconds for which the router takes an instance that a test holds for alive."""
 ANSWERED = "vllm:request_success_total"
 FETCHED = "vllm:external_prefix_cache_hits_total"
@@ -56,7 +56,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         (folder / "alias" / "nixl").mkdir(parents=True)
         (folder / "alias" / "nixl" / "__init__.py").write_text(ALIAS)
         path.insert(0, str(folder / "alias"))
-    environ = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "EMBFERRY_ROUTER_STALL_TIMEOUT": PATIENCE}
+    environ = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "EMBFERRY_ROUTER_STALL_TIMEOUT": HELD_S}
     started = Servers(folder, INSTANCES, SMALL, **environ)
     try:
         started.wait("ready:")
