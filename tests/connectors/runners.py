@@ -42,7 +42,8 @@ def vllm() -> Any:
         )
 
 
-def config(role: str, rank: int, ranks: int, engine: str, **extra: Any) -> Any:
+def config(role: str, rank: int, ranks: int, engine: str, hosts: int = 1, **extra: Any) -> Any:
+    world_size = 2 * ranks if hosts == 1 else ranks  # two pipeline stages, or tensor parallelism over hosts
     return SimpleNamespace(
         ec_transfer_config=SimpleNamespace(
             ec_connector_extra_config=SETTINGS | extra,
@@ -52,8 +53,12 @@ def config(role: str, rank: int, ranks: int, engine: str, **extra: Any) -> Any:
         ),
         parallel_config=SimpleNamespace(
             rank=rank,
-            world_size=2 * ranks,  # two pipeline stages
-            pipeline_parallel_size=1 if role == "ec_producer" else 2,
+            world_size=world_size,
+            local_world_size=world_size // hosts,
+            node_rank_within_dp=rank * hosts // world_size,
+            master_addr="127.0.0.1",
+            data_parallel_size=1,
+            pipeline_parallel_size=1 if role == "ec_producer" or hosts > 1 else 2,
             tensor_parallel_size=ranks,
             prefill_context_parallel_size=1,
             data_parallel_rank=0,
@@ -98,10 +103,11 @@ class Request(SimpleNamespace):
 class Side:
     """One engine: the scheduler's connector, and one connector for each rank."""
 
-    def __init__(self, runner: str, role: str, ranks: int = 1, **extra: Any) -> None:
+    def __init__(self, runner: str, role: str, ranks: int = 1, hosts: int = 1, **extra: Any) -> None:
         self.runner, self.ranks, engine = runner, ranks, uuid.uuid4().hex
-        self.scheduler = vllm().connector(config(role, 0, ranks, engine, **extra), vllm().role.SCHEDULER)
-        self.configs = [config(role, rank, ranks, engine, **extra) for rank in range(2 * ranks)]
+        self.scheduler = vllm().connector(config(role, 0, ranks, engine, hosts, **extra), vllm().role.SCHEDULER)
+        every = range(config(role, 0, ranks, engine, hosts, **extra).parallel_config.world_size)
+        self.configs = [config(role, rank, ranks, engine, hosts, **extra) for rank in every]
         self.workers = [vllm().connector(each, vllm().role.WORKER) for each in self.configs]
         self.caches: list[Cache] = [{} for _ in self.workers]
 
