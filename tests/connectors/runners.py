@@ -137,7 +137,8 @@ class Side:
                 vllm().v2.ActiveECConnector(self.configs[rank], self.caches[rank]).no_forward(output)
 
     def close(self) -> None:
-        self.scheduler.shutdown()
+        for connector in (self.scheduler, *self.workers):
+            connector.shutdown()
 
     def _free(self, output: Any, rank: int) -> None:
         for name in output.free_encoder_mm_hashes:

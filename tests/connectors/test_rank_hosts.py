@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from embferry.connectors.vllm.workers import Workers
 from embferry.trust.keys import Key
 
 from .faulty_link import ADVERTISES, LISTENS, FaultyLink, ports_at
-from .pair import CONFIG, GUARD_S, SHAPE, Encode, rows_like, until
+from .pair import CONFIG, GUARD_S, SHAPE, Encode, free_port, rows_like, until
 
 pytestmark = pytest.mark.integration
 
@@ -44,11 +43,6 @@ HIDDEN = SHAPE.width // 2
 """The model is half as wide as a token of the embedding, as with deepstack."""
 HERE, THERE = 1, 2
 """Ranks on the two hosts."""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
 
 
 class OtherHost:
@@ -146,7 +140,8 @@ def test_more_embeddings_than_claims(encode: Encode, engine: Engine, there: Othe
     for seed, name in enumerate(names):
         encode.publish(name, seed)
     coordinates = {name: encode.offer(name) for name in names}
-    until(lambda: all([engine.consumer.require("r", name, coordinates[name]) for name in names]))
+    for name in names:
+        engine.consumer.require("r", name, coordinates[name])
     for seed, name in enumerate(names):
         shared = engine.fetch("r", name, coordinates[name])
         assert np.array_equal(as_rows(there.ranks[1].find(engine.room(shared))), rows_like(seed))
@@ -180,7 +175,7 @@ def test_an_embedding_that_a_rank_there_cannot_map_fails_the_request_alone(
 
     encode.publish("a")
     monkeypatch.setattr(there.ranks[1], "_map", exhausted)
-    with pytest.raises(TransportError, match="host 1 of this engine cannot take .*Cannot allocate memory") as failed:
+    with pytest.raises(TransportError, match=r"host 1 of this engine cannot take .*Cannot allocate memory") as failed:
         engine.fetch("r", "a", encode.offer("a"))
     assert failed.value.retryable
     engine.consumer.release("r")
@@ -194,7 +189,7 @@ def test_a_rank_there_that_has_ended_fails_requests_at_once(encode: Encode, engi
     there.ranks[1].close()
     until(lambda: not any(one.rank == 1 for one in there.receiver.workers._connections))
     encode.publish("a")
-    with pytest.raises(TransportError, match="host 1 .*rank 1 of this engine is gone"):
+    with pytest.raises(TransportError, match=r"host 1 .*rank 1 of this engine is gone"):
         engine.fetch("r", "a", encode.offer("a"))
 
 
@@ -252,7 +247,7 @@ def test_memory_there_is_freed_when_every_rank_there_has_loaded_it(
     room, loads = engine.room(shared), PendingLoads()
     loads.add("a", shared, (room,))
     (load,) = loads.for_step(())
-    assert load.rooms == (room,) and load.shape == SHAPE
+    assert (load.rooms, load.shape) == ((room,), SHAPE)
     engine.ranks[0].find(shared.key).completed[0] = load.number
     assert loads.for_step(()) == ()
     engine.consumer.release("r")

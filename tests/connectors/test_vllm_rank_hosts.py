@@ -16,6 +16,8 @@ from .test_vllm_hosts import CONSUMER, KEY, POOL, PRODUCER, Host, two_hosts
 pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(1800)]
 
 RANKS_PORT, MASTER_PORT = 9400, 29501
+LIMIT_THERE = 1500 * 256 * 4
+"""The host of rank 1 takes no more bytes: less than a picture of 1344 × 1344 has, which is 2,304 tokens."""
 PRODUCES, LEADS = PRODUCER, CONSUMER
 """The first host encodes, and runs rank 1; the second runs the scheduler and rank 0."""
 
@@ -58,8 +60,9 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
     with two_hosts() as (first, second):
         engines: list[Engine] = []
 
-        def start(name: str, role: str, host: Host, **options: Any) -> None:
-            given = transfer(role, transports=["shm", "tcp"], host=host.address, ranks_port=RANKS_PORT, **POOL)
+        def start(name: str, role: str, host: Host, limit: int = 1 << 30, **options: Any) -> None:
+            settings = POOL | {"host": host.address, "ranks_port": RANKS_PORT, "max_embedding_bytes": limit}
+            given = transfer(role, transports=["shm", "tcp"], **settings)
             variables = (f"VLLM_HOST_IP={host.address}", f"GLOO_SOCKET_IFNAME={host.port}")
             prefix = host.command("env", *variables, f"EMBFERRY_CLUSTER_KEY={KEY}")
             engines.append(Engine(folder / "model", folder / f"{name}.log", given, prefix=prefix, **options))
@@ -67,7 +70,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
         try:
             start("producer", "ec_producer", first)
             start("rank-0", "ec_consumer", second, node_rank=0, **over_hosts)
-            start("rank-1", "ec_consumer", first, node_rank=1, **over_hosts)
+            start("rank-1", "ec_consumer", first, LIMIT_THERE, node_rank=1, **over_hosts)
             for engine in engines:
                 engine.started()
             yield Split(*engines[:2], cable=second)
@@ -101,3 +104,12 @@ def test_more_than_the_other_host_asks_for_at_once(split: Split) -> None:
     answers = split.consumer.ask_all(asked)
     assert [answer["reason"] for answer in answers] == ["length"] * len(items)
     assert answers[-1]["tokens"] == split.undivided(items[-1])["tokens"]
+
+
+def test_an_embedding_that_the_other_host_cannot_take_fails_the_request_alone(split: Split) -> None:
+    """Its workers go on, and the next request runs."""
+    item, small = picture(50, 1344, 1344), picture(51)
+    failed = split.answer(item, split.encode(item))
+    assert failed["reason"] == "error"
+    assert "host 1 of this engine cannot take an embedding" in split.consumer.log.read_text()
+    assert split.answer(small, split.encode(small))["tokens"] == split.undivided(small)["tokens"]

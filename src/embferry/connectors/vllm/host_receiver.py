@@ -1,4 +1,4 @@
-"""The receiver of a host without the scheduler: one of its ranks fetches each embedding once, and all of them map it."""
+"""The receiver of a host without the scheduler: one rank fetches each embedding once, and all ranks there map it."""
 
 from __future__ import annotations
 
@@ -56,6 +56,13 @@ class _Incoming:
     last_load: int | None = None
     mapped: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether neither the scheduler nor a rank here needs the memory any more."""
+        if self.shared is None or self.last_load is None or not self.is_complete:
+            return False
+        return bool((self.shared.completed >= self.last_load).all())
+
 
 class HostReceiver:
     """Keeps claims open at the scheduler's host, and gives what arrives to the ranks of this host.
@@ -91,11 +98,9 @@ class HostReceiver:
                 if each.room in self._incoming:
                     self._incoming[each.room].last_load = each.number
             for incoming in list(self._incoming.values()):
-                shared, last = incoming.shared, incoming.last_load
-                if incoming.is_complete and shared is not None and last is not None:
-                    if bool((shared.completed >= last).all()):
-                        over.append(shared)
-                        del self._incoming[incoming.room]
+                if incoming.is_over and incoming.shared is not None:
+                    over.append(incoming.shared)
+                    del self._incoming[incoming.room]
         for shared in over:
             shared.close()
 
