@@ -16,8 +16,8 @@ from .test_vllm_hosts import CONSUMER, KEY, POOL, PRODUCER, Host, two_hosts
 pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(1800)]
 
 RANKS_PORT, MASTER_PORT = 9400, 29501
-LIMIT_THERE = 1500 * 256 * 4
-"""The host of rank 1 takes no more bytes: less than a picture of 1344 × 1344 has, which is 2,304 tokens."""
+LIMIT_THERE = 600 * 256 * 4
+"""The host of rank 1 takes no more bytes: less than the 1,024 tokens of the largest picture."""
 PRODUCES, LEADS = PRODUCER, CONSUMER
 """The first host encodes, and runs rank 1; the second runs the scheduler and rank 0."""
 
@@ -82,7 +82,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
 
 
 def test_tokens_are_those_of_an_undivided_engine(split: Split) -> None:
-    for item in (picture(1), picture(2, 896, 896), picture(3)):
+    for item in (picture(1), picture(2, 448, 448), picture(3)):
         answer = split.answer(item, split.encode(item))
         assert answer["reason"] == "length"
         assert answer["tokens"] == split.undivided(item)["tokens"]
@@ -108,7 +108,7 @@ def test_more_than_the_other_host_asks_for_at_once(split: Split) -> None:
 
 def test_an_embedding_that_the_other_host_cannot_take_fails_the_request_alone(split: Split) -> None:
     """Its workers go on, and the next request runs."""
-    item, small = picture(50, 1344, 1344), picture(51)
+    item, small = picture(50, 896, 896), picture(51)
     failed = split.answer(item, split.encode(item))
     assert failed["reason"] == "error"
     assert "host 1 of this engine cannot take an embedding" in split.consumer.log.read_text()
