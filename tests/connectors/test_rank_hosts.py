@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from embferry import TransportError
+from embferry import LocalProtocolError, TransportError
 from embferry.connectors.shared.counters import Counters
 from embferry.connectors.shared.shape import Shape
 from embferry.connectors.shared.shared_rows import ByteRows, SharedRows
@@ -290,6 +290,33 @@ def test_a_host_without_the_cluster_key_gets_nothing(
             with pytest.raises(TransportError, match="host 1 of this engine has asked for no embedding"):
                 engine.fetch("r", "a", encode.offer("a"))
             assert there.kept == 0
+
+
+def test_a_claim_that_is_reported_again_after_its_use_is_not_served_twice(
+    encode: Encode, engine: Engine, there: OtherHost
+) -> None:
+    """A report may be under way while the claim is taken."""
+    encode.publish("a")
+    room = engine.room(engine.fetch("r", "a", encode.offer("a")))
+    for _ in range(2):
+        engine.others._requested(engine.others._managers.get(engine.others._layout), room, host_claims.new_name(1))
+    encode.publish("b", 1)
+    assert engine.room(engine.fetch("s", "b", encode.offer("b"))) != room
+    assert np.array_equal(as_rows(there.ranks[0].find(room)), rows_like(0))
+
+
+def test_a_transfer_that_could_not_begin_drops_nothing_there(
+    encode: Encode, engine: Engine, there: OtherHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(room: int) -> None:
+        raise LocalProtocolError("the room is in use; draw another", room=room)
+
+    encode.publish("a")
+    manager = engine.others._managers.get(engine.others._layout)
+    monkeypatch.setattr(manager, "open", refused)
+    with pytest.raises(TransportError, match="the room is in use"):
+        engine.fetch("r", "a", encode.offer("a"))
+    assert engine.workers.dropped(repeat=False) == ()
 
 
 def test_a_claim_of_a_stranger_is_not_served(encode: Encode, engine: Engine, there: OtherHost) -> None:

@@ -37,6 +37,8 @@ CLAIM_S = 3.0
 """How long a claim is used after its host has repeated it last. A host that runs repeats it each second."""
 MAX_CLAIMS = 64
 """Claims that are remembered for each host."""
+MAX_USED = 1024
+"""Rooms of claims that are remembered beyond their use. A claim may be reported once more, late."""
 HOST_S = 10.0
 """How long a host may be silent while an embedding waits for a claim of it."""
 
@@ -88,6 +90,7 @@ class _Sending:
 class _Host:
     heard_at: float
     claims: OrderedDict[int, _Claim] = field(default_factory=OrderedDict)  # by room, the latest last
+    used: OrderedDict[int, None] = field(default_factory=OrderedDict)  # rooms of earlier claims
 
 
 class OtherHosts:
@@ -153,7 +156,7 @@ class OtherHosts:
             if sending is None:
                 return
             sending.is_withdrawn = True
-            began = [delivery for delivery in sending.deliveries if delivery.room]
+            began = [delivery for delivery in sending.deliveries if delivery.sender is not None]
             self._dropped += [Dropped(delivery.room, sending.rows.latest_load) for delivery in began]
         for delivery in began:
             if delivery.sender is not None:
@@ -198,6 +201,8 @@ class OtherHosts:
                 log.warning("a stranger asks for an embedding of this engine: %s", name)
                 return
             host.heard_at = now
+            if room in host.used:
+                return
             host.claims[room] = _Claim(number, manager, now)
             host.claims.move_to_end(room)
             while len(host.claims) > MAX_CLAIMS:
@@ -221,9 +226,12 @@ class OtherHosts:
 
     def _take_claim(self, host: int) -> tuple[int, SendManager] | None:
         """Returns room and manager of the latest claim of a host that is alive. The lock is held."""
-        claims = self._hosts[host].claims
+        claims, used = self._hosts[host].claims, self._hosts[host].used
         while claims:
             room, claim = claims.popitem()
+            used[room] = None
+            if len(used) > MAX_USED:
+                used.popitem(last=False)
             if claim.manager.fault is None and time.monotonic() <= claim.heard_at + CLAIM_S:
                 return room, claim.manager
         return None
@@ -232,14 +240,15 @@ class OtherHosts:
         shape = in_slices(sending.rows.shape, self._hidden)
         sender = manager.open(delivery.room)
         with self._lock:
-            delivery.sender = sender
             is_withdrawn = sending.is_withdrawn
+            delivery.sender = sender
+        if is_withdrawn:
+            sender.abort()
+            return
         sender.on_change(partial(self._changed, sending, delivery))
         rows = sending.rows.rows.reshape(shape.tokens, shape.token_bytes)
         sender.init(shape.tokens, digest_of(rows, shape))
         sender.send_embedding(as_fields({"input_embeddings": rows}))
-        if is_withdrawn:
-            sender.abort()
         self._changed(sending, delivery)  # it may have ended before it could be watched
 
     def _changed(self, sending: _Sending, delivery: _Delivery) -> None:
