@@ -14,8 +14,11 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
+
+from embferry.connectors.vllm.host_claims import new_secret
 
 from .pair import until
 
@@ -23,6 +26,9 @@ WIDTH, TOKENS = 64, 50
 MODEL = Path(__file__).parents[2] / "examples" / "media"
 """Stands for the folder of a model."""
 SETTINGS = {"transports": ["shm"], "num_blocks": 4, "block_size": 8, "peer_timeout": 2.0}
+
+SECRET = new_secret()
+"""Comes from vLLM's group of workers where they are processes."""
 
 Cache = dict[str, torch.Tensor]
 
@@ -38,6 +44,7 @@ def vllm() -> Any:
             role=importlib.import_module("vllm.distributed.ec_transfer.ec_connector.base").ECConnectorRole,
             status=importlib.import_module("vllm.v1.request").RequestStatus,
             connector=importlib.import_module("embferry.connectors.vllm.connector").EmbferryConnector,
+            worker=importlib.import_module("embferry.connectors.vllm.worker_side"),
             stats=importlib.import_module("embferry.connectors.vllm.connector").Stats,
         )
 
@@ -108,7 +115,8 @@ class Side:
         self.scheduler = vllm().connector(config(role, 0, ranks, engine, hosts, **extra), vllm().role.SCHEDULER)
         every = range(config(role, 0, ranks, engine, hosts, **extra).parallel_config.world_size)
         self.configs = [config(role, rank, ranks, engine, hosts, **extra) for rank in every]
-        self.workers = [vllm().connector(each, vllm().role.WORKER) for each in self.configs]
+        with patch.object(vllm().worker, "get_world_group", lambda: SimpleNamespace(broadcast_object=lambda _: SECRET)):
+            self.workers = [vllm().connector(each, vllm().role.WORKER) for each in self.configs]
         self.caches: list[Cache] = [{} for _ in self.workers]
 
     def plan(self, freed: Sequence[str] = (), tokens: int = 1) -> Any:

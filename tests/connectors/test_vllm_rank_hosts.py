@@ -113,3 +113,16 @@ def test_an_embedding_that_the_other_host_cannot_take_fails_the_request_alone(sp
     assert failed["reason"] == "error"
     assert "host 1 of this engine cannot take an embedding" in split.consumer.log.read_text()
     assert split.answer(small, split.encode(small))["tokens"] == split.undivided(small)["tokens"]
+
+
+def test_a_request_fails_alone_while_the_cable_is_out(split: Split) -> None:
+    """The cable joins the ranks, too. They go on when it is back, and the other host claims embeddings again."""
+    lost, later = picture(60), picture(61)
+    given = split.encode(lost)
+    split.cable.unplug()
+    try:
+        failed = split.answer(lost, given)
+    finally:
+        split.cable.plug()
+    assert failed["reason"] == "error"
+    assert split.answer(later, split.encode(later))["tokens"] == split.undivided(later)["tokens"]

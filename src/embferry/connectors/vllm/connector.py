@@ -91,7 +91,7 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not i
         config = parse(transfer.ec_connector_extra_config)
         name = f"{transfer.engine_id}-{parallel.data_parallel_rank}"
         hosts = placement(parallel)
-        hosts.check(config.ranks_port, parallel.data_parallel_size)
+        hosts.check(config.host, config.ranks_port, parallel.data_parallel_size)
         if hosts.host:
             name = f"{name}-host-{hosts.host}"  # two "hosts" may be one
         self._scheduler: SchedulerSide

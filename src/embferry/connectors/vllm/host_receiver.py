@@ -19,13 +19,14 @@ from embferry import (
     TransportError,
 )
 from embferry.transfer.failures import attempt
+from embferry.trust.occasions import Occasions, more
 
 from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shape import Shape
 from ..shared.shared_rows import ByteRows, SharedRows
 from .config import ConnectorConfig
-from .host_claims import CLAIMS, new_name, new_room, slices
+from .host_claims import CLAIMS, new_claim, slices
 from .other_hosts import Dropped
 from .workers import MAP_S, Workers
 
@@ -35,6 +36,23 @@ RETRY_S = 0.2
 """Pause after a claim that has failed: vLLM starts the workers before the scheduler."""
 OFFER_S = 600.0
 """How long a claim waits for an embedding before it is made anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherHost:
+    """A host without the scheduler.
+
+    Attributes:
+        number: 1 or more.
+        ranks: The number of ranks there.
+        endpoint: Where the scheduler takes claims.
+        secret: Of this start of the engine, by which the scheduler knows the claims.
+    """
+
+    number: int
+    ranks: int
+    endpoint: str
+    secret: str
 
 
 @dataclass(eq=False, slots=True)
@@ -71,21 +89,19 @@ class HostReceiver:
         workers: The ranks of this host.
     """
 
-    def __init__(
-        self, config: ConnectorConfig, name: str, ranks: int, host: int, endpoint: str, hidden: int, dtype: str
-    ) -> None:
-        """Starts. ``ranks`` is the number of ranks on this ``host``, whose scheduler is at ``endpoint``.
+    def __init__(self, config: ConnectorConfig, name: str, host: OtherHost, hidden: int, dtype: str) -> None:
+        """Starts, on this ``host``. ``hidden`` and ``dtype`` are those of the model.
 
         Raises:
             TransportError: The engine's name is taken on this host.
         """
-        self._config, self._ranks, self._host, self._endpoint = config, ranks, host, endpoint
-        self._hidden, self._dtype = hidden, dtype
+        self._config, self._host, self._hidden, self._dtype = config, host, hidden, dtype
         self._layout = slices(hidden, dtype)
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the three below
+        self._failures = Occasions()
         self._incoming: dict[int, _Incoming] = {}  # by room
         self._is_closed = False
-        self.workers = Workers(name, ranks)
+        self.workers = Workers(name, host.ranks)
         self._managers: Managers[ReceiveManager] = Managers(self._new_manager, Counters())
         for _ in range(CLAIMS):
             self.workers.later(0, self._claim)
@@ -118,8 +134,8 @@ class HostReceiver:
 
     def _claim(self) -> None:
         """Opens a claim. Runs on a thread of the channel or of the manager."""
-        if (error := attempt(self._open)) is not None and not self._is_closed:
-            log.error("host %d cannot ask for embeddings: %s", self._host, error)
+        if (error := attempt(self._open)) is not None:
+            self._report("cannot be made", error)
             self._claim_later()
 
     def _claim_later(self) -> None:
@@ -127,21 +143,20 @@ class HostReceiver:
             self.workers.later(RETRY_S, self._claim)
 
     def _open(self) -> None:
-        manager, incoming = self._managers.get(self._layout), _Incoming(new_room())
-        receiver = manager.open(
-            incoming.room,
-            self._endpoint,
+        manager, claim = self._managers.get(self._layout), new_claim(self._host.number, self._host.secret)
+        incoming = _Incoming(claim.room)
+        receiver = incoming.receiver = manager.open(
+            claim.room,
+            self._host.endpoint,
             GatherSink(make=partial(self._make_rows, incoming)),
-            name=new_name(self._host),
+            name=claim.name,
             offer_timeout=OFFER_S,
         )
+        receiver.init()
         with self._lock:
-            if self._is_closed:
-                return
-            incoming.receiver = receiver
             self._incoming[incoming.room] = incoming
         receiver.on_change(partial(self._changed, incoming))
-        receiver.init()
+        self._changed(incoming)  # it may have ended before it could be watched
 
     def _make_rows(self, incoming: _Incoming, tokens: int) -> dict[str, ByteRows]:
         """Allocates the memory and waits until every rank here has mapped it, so that success means that too.
@@ -154,7 +169,7 @@ class HostReceiver:
         """
         if incoming.shared is not None:  # the transfer begins again; the ranks have mapped this
             return {"input_embeddings": incoming.shared.rows}
-        shared = SharedRows.make(Shape(tokens, self._hidden, self._dtype), self._ranks)
+        shared = SharedRows.make(Shape(tokens, self._hidden, self._dtype), self._host.ranks)
         shared.key = incoming.room
         try:
             self.workers.share(shared, incoming.mapped.set)
@@ -177,8 +192,9 @@ class HostReceiver:
         assert incoming.receiver is not None
         try:
             status = incoming.receiver.poll()
-        except EmbeddingTransferError:  # the manager is closed, or has failed
-            status = KVPoll.Failed
+            failure = incoming.receiver.failure_exception() if status is KVPoll.Failed else None
+        except EmbeddingTransferError as stopped:  # the manager is closed, or has failed
+            status, failure = KVPoll.Failed, stopped
         if status not in (KVPoll.Success, KVPoll.Failed):
             return
         with self._lock:
@@ -191,11 +207,18 @@ class HostReceiver:
         if incoming.is_complete:
             self._claim()
         else:
-            log.info("host %d: a claim has failed: %s", self._host, incoming.receiver.failure_exception())
             if incoming.shared is not None:
                 incoming.shared.close()
+            self._report("has failed", failure)
             self._claim_later()
         incoming.receiver.clear()
+
+    def _report(self, what: str, error: Exception | None) -> None:
+        """Logs the end of a claim, once a minute for each kind: hosts claim again and again while none answers."""
+        with self._lock:
+            count = None if self._is_closed else self._failures.count(f"{what} {getattr(error, 'code', '')}")
+        if count is not None:
+            log.warning("asks %s for embeddings again: a claim %s: %s%s", self._host.endpoint, what, error, more(count))
 
     def _new_manager(self, layout: Layout) -> ReceiveManager:
         config = self._config

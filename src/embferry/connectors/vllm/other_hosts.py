@@ -17,19 +17,21 @@ from embferry import (
     EmbeddingTransferError,
     KVPoll,
     Layout,
+    LocalProtocolError,
     SendManager,
     TransferSettings,
     TransportError,
     as_fields,
 )
 from embferry.transfer.failures import as_transfer_error, attempt
+from embferry.trust.occasions import Occasions, more
 
 from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shape import digest_of
 from ..shared.shared_rows import SharedRows
 from .config import ConnectorConfig
-from .host_claims import host_of, in_slices, slices
+from .host_claims import HostClaim, host_of, in_slices, slices
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,10 @@ CLAIM_S = 3.0
 """How long a claim is used after its host has repeated it last. A host that runs repeats it each second."""
 MAX_CLAIMS = 64
 """Claims that are remembered for each host."""
-MAX_USED = 1024
-"""Rooms of claims that are remembered beyond their use. A claim may be reported once more, late."""
+MAX_SERVED = 1024
+"""Rooms of served claims that are remembered. One may be reported once more, late."""
 HOST_S = 10.0
-"""How long a host may be silent while an embedding waits for a claim of it."""
+"""How long an embedding waits for a claim of a host that makes none and fetches nothing."""
 
 
 class Dropped(msgspec.Struct, frozen=True):
@@ -57,7 +59,6 @@ class Dropped(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Claim:
-    host: int
     manager: SendManager
     heard_at: float
 
@@ -88,9 +89,42 @@ class _Sending:
 
 @dataclass(slots=True)
 class _Host:
+    """A host with ranks.
+
+    Attributes:
+        heard_at: When it last made or repeated a claim that is not served yet, or had taken an embedding.
+        claims: Those that are not served yet, by room, the latest last.
+        served: Rooms of claims that were served.
+    """
+
     heard_at: float
-    claims: OrderedDict[int, _Claim] = field(default_factory=OrderedDict)  # by room, the latest last
-    used: OrderedDict[int, None] = field(default_factory=OrderedDict)  # rooms of earlier claims
+    claims: OrderedDict[int, _Claim] = field(default_factory=OrderedDict)
+    served: OrderedDict[int, None] = field(default_factory=OrderedDict)
+
+    def hear(self, room: int, manager: SendManager) -> None:
+        """Remembers a claim that is made or repeated."""
+        if room in self.served:
+            return
+        self.heard_at = time.monotonic()
+        self.claims[room] = _Claim(manager, self.heard_at)
+        self.claims.move_to_end(room)
+        while len(self.claims) > MAX_CLAIMS:
+            self.claims.popitem(last=False)
+
+    def take(self) -> tuple[int, SendManager] | None:
+        """Returns room and manager of the latest claim, to be served.
+
+        Claims that were not repeated lately are forgotten. If the host is there nevertheless, it repeats them.
+        """
+        now = time.monotonic()
+        while self.claims:
+            room, claim = self.claims.popitem()
+            if now <= claim.heard_at + CLAIM_S and attempt(claim.manager.check) is None:
+                self.served[room] = None
+                if len(self.served) > MAX_SERVED:
+                    self.served.popitem(last=False)
+                return room, claim.manager
+        return None
 
 
 class OtherHosts:
@@ -106,13 +140,20 @@ class OtherHosts:
             TransportError: The port is taken.
         """
         self._config, self._hidden = config, hidden
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards the six below
+        self._secret: str | None = None
+        self._strangers, self._failures = Occasions(), Occasions()
         self._hosts = {host: _Host(time.monotonic()) for host in range(1, hosts)}
         self._sendings: dict[int, _Sending] = {}  # by key, in the order of their begin
         self._dropped: list[Dropped] = []
         self._layout = slices(hidden, dtype)
         self._managers: Managers[SendManager] = Managers(self._new_manager, counters)
         self._managers.get(self._layout)
+
+    def admit(self, secret: str) -> None:
+        """From now on, serves the claims of hosts that know the secret of this start of the engine."""
+        with self._lock:
+            self._secret = secret
 
     def send(self, rows: SharedRows, on_end: Callable[[], object]) -> None:
         """Sends a complete embedding to every host, once.
@@ -126,6 +167,7 @@ class OtherHosts:
                 return
             deliveries = [_Delivery(host, now) for host in self._hosts]
             self._sendings[rows.key] = _Sending(rows, on_end, deliveries)
+        self._listen()
         self._serve()
 
     def is_there(self, rows: SharedRows) -> bool:
@@ -136,13 +178,13 @@ class OtherHosts:
         """
         with self._lock:
             sending = self._sendings.get(rows.key)
-            if sending is None:
-                return False
-            if sending.error is None:
-                sending.error = self._silence(sending)
+            if sending is None or sending.is_done:
+                return sending is not None
+            sending.error = sending.error or self._silence(sending)
             if sending.error is not None:
                 raise sending.error
-            return sending.is_done
+        self._listen()
+        return False
 
     def rooms(self, rows: SharedRows) -> tuple[int, ...]:
         """Returns the names of the embedding on hosts 1, 2 and so on."""
@@ -173,6 +215,16 @@ class OtherHosts:
     def close(self) -> None:
         self._managers.close()
 
+    def _listen(self) -> None:
+        """Replaces the manager if it has failed. Its port may be in use for a moment, so this is called repeatedly."""
+        error = attempt(self._managers.get, self._layout)
+        if error is None or isinstance(error, LocalProtocolError):  # the engine is shutting down
+            return
+        with self._lock:
+            count = self._failures.count("")
+        if count is not None:
+            log.error("cannot listen for the other hosts of this engine: %s%s", error, more(count))
+
     def _silence(self, sending: _Sending) -> EmbeddingTransferError | None:
         """Returns an error if a host has made no claim for too long and fetches nothing. The lock is held."""
         now = time.monotonic()
@@ -193,48 +245,36 @@ class OtherHosts:
 
     def _requested(self, manager: SendManager, room: int, name: str) -> None:
         """Remembers a claim. Runs on the manager's callback thread without locks."""
-        number = host_of(name)
-        now = time.monotonic()
         with self._lock:
+            if self._secret is None:
+                return  # the ranks beside the scheduler are still starting; hosts repeat their claims
+            number = host_of(HostClaim(room, name), self._secret)
             host = None if number is None else self._hosts.get(number)
-            if host is None or number is None:
-                log.warning("a stranger asks for an embedding of this engine: %s", name)
+            if host is None:
+                self._report_stranger(name)
                 return
-            host.heard_at = now
-            if room in host.used:
-                return
-            host.claims[room] = _Claim(number, manager, now)
-            host.claims.move_to_end(room)
-            while len(host.claims) > MAX_CLAIMS:
-                host.claims.popitem(last=False)
+            host.hear(room, manager)
         self._serve()
+
+    def _report_stranger(self, name: str) -> None:
+        """Logs a claim of no host of this engine, once a minute. The lock is held."""
+        if (count := self._strangers.count("")) is not None:
+            why = "it belongs to another engine, or to an earlier start of this one"
+            log.warning("a host that calls itself %r gets no embedding: %s%s", name, why, more(count))
 
     def _serve(self) -> None:
         """Gives claims to the embeddings that wait, the oldest first."""
         begun: list[tuple[_Sending, _Delivery, SendManager]] = []
         with self._lock:
             for sending in self._sendings.values():
-                for delivery in sending.deliveries:
-                    if delivery.room or sending.error is not None:
-                        continue
-                    if (claim := self._take_claim(delivery.host)) is not None:
+                waiting = [] if sending.error is not None else [one for one in sending.deliveries if not one.room]
+                for delivery in waiting:
+                    if (claim := self._hosts[delivery.host].take()) is not None:
                         delivery.room, manager = claim
                         begun.append((sending, delivery, manager))
         for sending, delivery, manager in begun:
             if (error := attempt(self._begin, sending, delivery, manager)) is not None:
                 self._fail(sending, delivery, error)
-
-    def _take_claim(self, host: int) -> tuple[int, SendManager] | None:
-        """Returns room and manager of the latest claim of a host that is alive. The lock is held."""
-        claims, used = self._hosts[host].claims, self._hosts[host].used
-        while claims:
-            room, claim = claims.popitem()
-            used[room] = None
-            if len(used) > MAX_USED:
-                used.popitem(last=False)
-            if claim.manager.fault is None and time.monotonic() <= claim.heard_at + CLAIM_S:
-                return room, claim.manager
-        return None
 
     def _begin(self, sending: _Sending, delivery: _Delivery, manager: SendManager) -> None:
         shape = in_slices(sending.rows.shape, self._hidden)
@@ -265,6 +305,7 @@ class OtherHosts:
             with self._lock:
                 has_ended = not delivery.is_done
                 delivery.is_done = True
+                self._hosts[delivery.host].heard_at = time.monotonic()
                 has_ended = has_ended and sending.is_done
             if has_ended:
                 attempt(sending.on_end)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from embferry.trust.policy import is_loopback
+
 if TYPE_CHECKING:
     from vllm.config import ParallelConfig
 
@@ -39,8 +41,14 @@ class Placement:
         """The number of such ranks on this host."""
         return min(self.per_host, max(0, self.ranks - self.host * self.per_host))
 
-    def check(self, ranks_port: int | None, replicas: int) -> None:
-        """Raises ValueError if embeddings cannot reach every host with these settings."""
+    def check(self, listens: str, ranks_port: int | None, replicas: int) -> None:
+        """Raises ValueError if embeddings cannot reach every host with these settings.
+
+        Args:
+            listens: The setting ``host`` on this host.
+            ranks_port: The setting of that name.
+            replicas: vLLM's ``data_parallel_size``.
+        """
         if self.hosts == 1:
             return
         if replicas > 1:
@@ -48,6 +56,9 @@ class Placement:
         if ranks_port is None:
             why = "name a free port of the first one as ranks_port, at all of them"
             raise ValueError(f"ec_connector_extra_config: the ranks are on {self.hosts} hosts; {why}")
+        if is_loopback(listens) and not is_loopback(self.address):
+            why = f"no other host reaches the host {listens}; name this host's own address"
+            raise ValueError(f"ec_connector_extra_config: the ranks are on {self.hosts} hosts, and {why}")
 
 
 def placement(parallel: ParallelConfig) -> Placement:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from vllm.distributed.parallel_state import get_world_group
 from vllm.platforms import current_platform
 
 from embferry.transfer.control.endpoint import tcp_endpoint
@@ -18,7 +19,8 @@ from ..shared.shared_rows import SharedRows
 from .channel import Publish, publish
 from .config import ConnectorConfig
 from .device_copies import DeviceCopies
-from .host_receiver import HostReceiver
+from .host_claims import new_secret
+from .host_receiver import HostReceiver, OtherHost
 from .placement import Placement
 from .rank_memory import RankMemory
 from .scheduler_side import StepMetadata
@@ -35,19 +37,22 @@ class WorkerSide:
     """One in each worker process. Of a producer's ranks only the first publishes, because all have the same outputs."""
 
     def __init__(self, vllm_config: VllmConfig, config: ConnectorConfig, name: str, placement: Placement) -> None:
-        """``name`` is that of the engine on this host."""
+        """``name`` is that of the engine on this host. If there are several hosts, all workers must be made at once."""
         parallel, model = vllm_config.parallel_config, vllm_config.model_config
         rank = parallel.rank % parallel.world_size
         self._name, self._host, self._ranks = name, placement.host, placement.ranks_here
         self._rank = rank - placement.host * placement.per_host  # on this host
         self._publishes = vllm_config.ec_transfer_config.is_ec_producer and rank == 0
+        # Rank 0 draws the secret, and vLLM's own group of workers tells it to the others.
+        secret = "" if placement.hosts == 1 else str(get_world_group().broadcast_object(new_secret()))
         self._receiver: HostReceiver | None = None
         if placement.host and rank < placement.ranks and self._rank == 0:
             dtype, hidden = str(model.dtype).removeprefix("torch."), model.get_inputs_embeds_size()
             scheme = "tls" if config.trust.demands_tls else "tcp"
             endpoint = tcp_endpoint(placement.address, config.ranks_port or 0, scheme)
-            self._receiver = HostReceiver(config, name, self._ranks, placement.host, endpoint, hidden, dtype)
-        self._memory = RankMemory(name, self._rank) if rank < placement.ranks else None
+            host = OtherHost(placement.host, self._ranks, endpoint, secret)
+            self._receiver = HostReceiver(config, name, host, hidden, dtype)
+        self._memory = RankMemory(name, self._rank, secret) if rank < placement.ranks else None
         device = current_platform.device_type
         self._copies = DeviceCopies(device, getattr(torch, device))  # on this worker's current device
         self._contents: dict[str, str] = {}  # keys in the shared cache of what this step encodes, by hash

@@ -274,8 +274,8 @@ class Workers:
                 return
             case Publish():
                 self._send(connection, _answer(0, RemoteProtocolError("no memory came with the embedding")))
-            case Enlist(rank) if rank < self.ranks and connection.rank is None:
-                self._enlist(connection, rank)
+            case Enlist(rank, secret) if rank < self.ranks and connection.rank is None:
+                self._enlist(connection, rank, secret)
             case Enlist(rank):
                 self._send(connection, _answer(0, RemoteProtocolError(f"there are {self.ranks} ranks, not {rank}")))
             case Done(key, problem):
@@ -283,8 +283,10 @@ class Workers:
         if fd is not None:
             os.close(fd)
 
-    def _enlist(self, connection: _Connection, rank: int) -> None:
+    def _enlist(self, connection: _Connection, rank: int, secret: str) -> None:
         connection.rank = rank
+        if self._others is not None and secret:
+            self._others.admit(secret)
         with self._lock:
             self._gone.discard(rank)
             waiting = [sharing.rows for sharing in self._sharings.values() if rank in sharing.missing]

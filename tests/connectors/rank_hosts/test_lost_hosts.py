@@ -1,0 +1,90 @@
+"""A host that is lost in the middle of a fetch fails that request, and a slow one fails none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from embferry import TransferSettings, TransportError
+from embferry.connectors.vllm.config import ConnectorConfig
+
+from ..faulty_link import ADVERTISES, LISTENS, FaultyLink, ports_at
+from ..pair import GUARD_S, NBYTES, NOTICES_LOSS_SOON_S, Encode, rows_like, until, with_peer_timeout
+from .builders import Engine, There
+from .host_process import HostProcess
+
+pytestmark = pytest.mark.integration
+
+
+@contextmanager
+def behind_a_link(config: ConnectorConfig, kind: Any) -> Iterator[tuple[Any, FaultyLink]]:
+    """Makes host 1 of this ``kind`` behind a link."""
+    before = ports_at(LISTENS)
+    with closing(kind(msgspec.structs.replace(config, host=LISTENS, advertise=ADVERTISES))) as host:
+        until(lambda: ports_at(LISTENS) - before)
+        (port,) = ports_at(LISTENS) - before
+        with closing(FaultyLink(port)) as link:
+            yield host, link
+
+
+def test_a_connection_that_breaks_on_the_way_is_resumed(
+    encode: Encode, engine: Engine, config: ConnectorConfig
+) -> None:
+    with behind_a_link(config, There) as (there, link):
+        link.fault = lambda carried, data: len(link.carried) > 1 or carried < NBYTES // 2
+        encode.publish("a")
+        shared = engine.fetch("r", "a", encode.offer("a"))
+        assert there.has(engine.room(shared), rows_like(0))
+        assert len(link.carried) == 2
+
+
+def test_a_host_that_is_killed_in_the_middle_fails_that_request_and_the_next_one_runs_when_it_is_back(
+    encode: Encode, config: ConnectorConfig
+) -> None:
+    halfway, is_killed = threading.Event(), threading.Event()
+
+    def stop_halfway(carried: int, data: bytearray) -> bool:
+        if carried < NBYTES // 2:
+            return True
+        halfway.set()
+        is_killed.wait(GUARD_S)
+        return False
+
+    encode.publish("a")
+    coordinates = encode.offer("a")
+    with closing(Engine(with_peer_timeout(config, NOTICES_LOSS_SOON_S))) as engine:
+        with behind_a_link(config, HostProcess) as (host, link):
+            link.fault = stop_halfway
+            until(lambda: engine.consumer.require("r", "a", coordinates) or halfway.is_set())
+            host.kill()
+            is_killed.set()
+            with pytest.raises(TransportError, match="host 1 of this engine cannot take an embedding") as failed:
+                engine.fetch("r", "a", coordinates)
+            assert failed.value.retryable
+        with closing(There(config)) as back:
+            shared = engine.fetch("s", "a", encode.offer("a"))
+            assert back.has(engine.room(shared), rows_like(0))
+
+
+def test_a_link_over_which_an_embedding_takes_longer_than_every_timeout(
+    encode: Encode, engine: Engine, config: ConnectorConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timeouts begin anew with each chunk."""
+    usual = config.receiving
+
+    def impatient(self: ConnectorConfig) -> TransferSettings:
+        return replace(usual, transfer_timeout=1.0, waiting_timeout=1.0)
+
+    monkeypatch.setattr(ConnectorConfig, "receiving", property(impatient))
+    pause = threading.Event()
+    with behind_a_link(config, There) as (there, link):
+        link.fault = lambda carried, data: not pause.wait(0.1)
+        encode.publish("a")
+        shared = engine.fetch("r", "a", encode.offer("a"))
+        assert there.has(engine.room(shared), rows_like(0))
