@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from embferry import TransferSettings, TransportError
+from embferry.connectors.vllm import host_claims
 from embferry.connectors.vllm.config import ConnectorConfig
 
 from ..faulty_link import ADVERTISES, LISTENS, FaultyLink, ports_at
@@ -70,6 +71,20 @@ def test_a_host_that_is_killed_in_the_middle_fails_that_request_and_the_next_one
         with closing(There(config)) as back:
             shared = engine.fetch("s", "a", encode.offer("a"))
             assert back.has(engine.room(shared), rows_like(0))
+
+
+def test_a_host_that_is_back_soon_fails_no_request(encode: Encode, engine: Engine, config: ConnectorConfig) -> None:
+    """The scheduler gives the embedding to a claim of the host that is gone, and then to one of the new host."""
+    claims = engine.others._hosts[1].claims
+    with closing(HostProcess(config)) as gone:
+        until(lambda: len(claims) == host_claims.CLAIMS)
+        gone.kill()
+    encode.publish("a")
+    coordinates = encode.offer("a")
+    until(lambda: engine.consumer.require("r", "a", coordinates) or len(claims) < host_claims.CLAIMS)
+    with closing(There(config)) as back:
+        shared = engine.fetch("r", "a", coordinates)
+        assert back.has(engine.room(shared), rows_like(0))
 
 
 def test_a_link_over_which_an_embedding_takes_longer_than_every_timeout(

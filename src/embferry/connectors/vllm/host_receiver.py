@@ -205,6 +205,7 @@ class HostReceiver:
             if not incoming.is_complete:
                 self._incoming.pop(incoming.room, None)
         if incoming.is_complete:
+            self.drop(())  # the ranks and the scheduler may have been faster than this callback
             self._claim()
         else:
             if incoming.shared is not None:

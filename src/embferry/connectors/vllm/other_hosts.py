@@ -17,6 +17,7 @@ from embferry import (
     EmbeddingTransferError,
     KVPoll,
     Layout,
+    LeaseExpired,
     LocalProtocolError,
     SendManager,
     TransferSettings,
@@ -36,7 +37,12 @@ from .host_claims import HostClaim, host_of, in_slices, slices
 log = logging.getLogger(__name__)
 
 CLAIM_S = 3.0
-"""How long a claim is used after its host has repeated it last. A host that runs repeats it each second."""
+"""How long a claim is used after its host has repeated it last, and how long a transfer waits for the next time.
+
+A host that runs repeats its claims each second.
+"""
+MAX_DEAD_CLAIMS = 3
+"""Claims in a row that come to nothing before an embedding fails: their host had just made them, and is gone."""
 MAX_CLAIMS = 64
 """Claims that are remembered for each host."""
 MAX_SERVED = 1024
@@ -71,6 +77,7 @@ class _Delivery:
     since: float
     room: int = 0
     sender: EmbeddingSender | None = None
+    dead_claims: int = 0
     is_done: bool = False
 
 
@@ -285,21 +292,22 @@ class OtherHosts:
         if is_withdrawn:
             sender.abort()
             return
-        sender.on_change(partial(self._changed, sending, delivery))
+        sender.on_change(partial(self._changed, sending, delivery, sender))
         rows = sending.rows.rows.reshape(shape.tokens, shape.token_bytes)
         sender.init(shape.tokens, digest_of(rows, shape))
         sender.send_embedding(as_fields({"input_embeddings": rows}))
-        self._changed(sending, delivery)  # it may have ended before it could be watched
+        self._changed(sending, delivery, sender)  # it may have ended before it could be watched
 
-    def _changed(self, sending: _Sending, delivery: _Delivery) -> None:
+    def _changed(self, sending: _Sending, delivery: _Delivery, sender: EmbeddingSender) -> None:
         """Notes the end of a transfer. Runs on the manager's callback thread or the caller's, without locks."""
-        assert delivery.sender is not None
         try:
-            status = delivery.sender.poll()
-            error = delivery.sender.failure_exception() if status is KVPoll.Failed else None
+            status = sender.poll()
+            error = sender.failure_exception() if status is KVPoll.Failed else None
         except EmbeddingTransferError as stopped:  # the manager is closed, or has failed
             status, error = KVPoll.Failed, stopped
-        if error is not None:
+        if isinstance(error, LeaseExpired) and not sender.machine.destinations:
+            self._claim_again(sending, delivery, sender, error)
+        elif error is not None:
             self._fail(sending, delivery, error)
         elif status is KVPoll.Success:
             with self._lock:
@@ -309,6 +317,22 @@ class OtherHosts:
                 has_ended = has_ended and sending.is_done
             if has_ended:
                 attempt(sending.on_end)
+
+    def _claim_again(
+        self, sending: _Sending, delivery: _Delivery, sender: EmbeddingSender, error: LeaseExpired
+    ) -> None:
+        """Lets an embedding wait for another claim. The host of its claim was gone, and may be back."""
+        with self._lock:
+            if delivery.sender is not sender:
+                return  # called before
+            delivery.dead_claims += 1
+            waits = delivery.dead_claims < MAX_DEAD_CLAIMS
+            if waits:
+                delivery.room, delivery.sender = 0, None
+        if waits:
+            self._serve()
+        else:
+            self._fail(sending, delivery, error)
 
     def _fail(self, sending: _Sending, delivery: _Delivery, raised: Exception) -> None:
         cause = as_transfer_error("sending the embedding", raised)
@@ -330,7 +354,7 @@ class OtherHosts:
             host=config.host,
             port=config.ranks_port or 0,
             settings=TransferSettings(
-                bootstrap_timeout=HOST_S,
+                bootstrap_timeout=CLAIM_S,
                 lease_timeout=10 * config.peer_timeout,
                 peer_timeout=config.peer_timeout,
             ),
