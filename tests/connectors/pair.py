@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -117,12 +116,6 @@ class Pair(Encode, Language):
     def close(self) -> None:
         Language.close(self)
         Encode.close(self)
-
-
-def free_port() -> int:
-    """Returns a port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
 
 
 def until(condition: Callable[[], object]) -> None:

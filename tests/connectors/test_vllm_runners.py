@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from .pair import GUARD_S, free_port, until
+from tests.ports import free_port
+
+from .pair import GUARD_S, until
 from .runners import TOKENS, Request, Side, counted, encode, feature, fetched, loaded, output, vllm
 
 pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(600)]

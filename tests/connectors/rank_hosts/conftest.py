@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from embferry.connectors.vllm.config import ConnectorConfig
+from tests.ports import free_port
 
-from ..pair import CONFIG, Encode, free_port
+from ..pair import CONFIG, Encode
 from .builders import Engine, There
 
 
