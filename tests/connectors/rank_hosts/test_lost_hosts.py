@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,12 +13,13 @@ import msgspec
 import pytest
 
 from embferry import TransferSettings, TransportError
-from embferry.connectors.vllm import host_claims
+from embferry.connectors.vllm import host_claims, other_hosts
 from embferry.connectors.vllm.config import ConnectorConfig
+from embferry.connectors.vllm.host_claims import new_claim
 
-from ..faulty_link import ADVERTISES, LISTENS, FaultyLink, ports_at
+from ..faulty_link import FaultyLink, ports_at
 from ..pair import GUARD_S, NBYTES, NOTICES_LOSS_SOON_S, Encode, rows_like, until, with_peer_timeout
-from .builders import Engine, There
+from .builders import SECRET, Engine, There
 from .host_process import HostProcess
 
 pytestmark = pytest.mark.integration
@@ -25,12 +27,12 @@ pytestmark = pytest.mark.integration
 
 @contextmanager
 def behind_a_link(config: ConnectorConfig, kind: Any) -> Iterator[tuple[Any, FaultyLink]]:
-    """Makes host 1 of this ``kind`` behind a link."""
-    before = ports_at(LISTENS)
-    with closing(kind(msgspec.structs.replace(config, host=LISTENS, advertise=ADVERTISES))) as host:
-        until(lambda: ports_at(LISTENS) - before)
-        (port,) = ports_at(LISTENS) - before
-        with closing(FaultyLink(port)) as link:
+    """Makes host 1 of this ``kind`` behind a link, at loopback addresses that no other test has."""
+    listens, advertises = (f"127.{random.randint(1, 254)}.{random.randint(1, 254)}.{last}" for last in (2, 3))
+    with closing(kind(msgspec.structs.replace(config, host=listens, advertise=advertises))) as host:
+        until(lambda: ports_at(listens))
+        (port,) = ports_at(listens)
+        with closing(FaultyLink(port, advertises, listens)) as link:
             yield host, link
 
 
@@ -85,6 +87,23 @@ def test_a_host_that_is_back_soon_fails_no_request(encode: Encode, engine: Engin
     with closing(There(config)) as back:
         shared = engine.fetch("r", "a", coordinates)
         assert back.has(engine.room(shared), rows_like(0))
+
+
+def test_a_host_that_comes_and_goes_keeps_no_request_waiting(
+    encode: Encode, config: ConnectorConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(other_hosts, "CLAIM_S", 0.1)
+    encode.publish("a")
+    coordinates = encode.offer("a")
+    with closing(Engine(config)) as engine:
+        until(lambda: engine.others._secret)
+
+        def is_there_after_a_claim() -> bool:
+            engine.others._requested(engine.manager, *new_claim(1, SECRET))
+            return engine.consumer.require("r", "a", coordinates)
+
+        with pytest.raises(TransportError, match="3 claims of it came to nothing"):
+            until(is_there_after_a_claim)
 
 
 def test_a_link_over_which_an_embedding_takes_longer_than_every_timeout(

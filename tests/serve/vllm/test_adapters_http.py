@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.vllm_http, pytest.mark.timeout(1800)]
 OPTIONS = ("--enable-lora", "--max-lora-rank", "8", "--max-loras", "2")
 RANK, ALPHA = 8, 64
 NAME, ONE_SIDED = "shouting", "whispering"
+VLLM_DOES_NOT_KNOW_IT = (404, "404")
+"""Status and code of vLLM's own answer, which the router passes on when no instance has a model."""
 CONTENTS = {
     "a picture": [picture(1), text()],
     "two pictures": [picture(2), text("and"), picture(3, 448, 224), text()],
@@ -78,7 +80,8 @@ def instances(servers: Servers) -> list[str]:
 
 def order(url: str, verb: str, **body: str) -> None:
     """Loads or unloads an adapter at an instance, with a proof of the cluster key."""
-    with httpx.Client(auth=Proved(url), trust_env=False, timeout=CONDITION_S) as client:
+    headers = {"authorization": f"Bearer {API_KEY}"}
+    with httpx.Client(auth=Proved(url), headers=headers, trust_env=False, timeout=CONDITION_S) as client:
         response = client.post(f"{url}/v1/{verb}_lora_adapter", json=body)
     assert response.status_code == 200, response.text
 
@@ -115,7 +118,7 @@ def refusal(servers: Servers, model: str, content: list[Any]) -> tuple[int, str]
 
 def test_an_adapter_is_served_from_when_it_is_loaded_until_it_is_unloaded(servers: Servers, adapter: Path) -> None:
     assert NAME not in models(servers)
-    assert refusal(servers, NAME, CONTENTS["a picture"]) == (404, "model_not_found")
+    assert refusal(servers, NAME, CONTENTS["a picture"]) == VLLM_DOES_NOT_KNOW_IT
     for url in instances(servers):
         order(url, "load", lora_name=NAME, lora_path=str(adapter))
     until(lambda: NAME in models(servers))
@@ -132,7 +135,7 @@ def test_an_adapter_is_served_from_when_it_is_loaded_until_it_is_unloaded(server
         order(url, "unload", lora_name=NAME)
     until(lambda: NAME not in models(servers))
     encodes = servers.counted("encodes_total")
-    assert refusal(servers, NAME, CONTENTS["a picture"]) == (404, "model_not_found")
+    assert refusal(servers, NAME, CONTENTS["a picture"]) == VLLM_DOES_NOT_KNOW_IT
     assert servers.counted("encodes_total") == encodes
 
 

@@ -306,7 +306,7 @@ class OtherHosts:
         except EmbeddingTransferError as stopped:  # the manager is closed, or has failed
             status, error = KVPoll.Failed, stopped
         if isinstance(error, LeaseExpired) and not sender.machine.destinations:
-            self._claim_again(sending, delivery, sender, error)
+            self._claim_again(sending, delivery, sender)
         elif error is not None:
             self._fail(sending, delivery, error)
         elif status is KVPoll.Success:
@@ -318,9 +318,7 @@ class OtherHosts:
             if has_ended:
                 attempt(sending.on_end)
 
-    def _claim_again(
-        self, sending: _Sending, delivery: _Delivery, sender: EmbeddingSender, error: LeaseExpired
-    ) -> None:
+    def _claim_again(self, sending: _Sending, delivery: _Delivery, sender: EmbeddingSender) -> None:
         """Lets an embedding wait for another claim. The host of its claim was gone, and may be back."""
         with self._lock:
             if delivery.sender is not sender:
@@ -332,7 +330,8 @@ class OtherHosts:
         if waits:
             self._serve()
         else:
-            self._fail(sending, delivery, error)
+            why = f"{MAX_DEAD_CLAIMS} claims of it came to nothing; is the network between the hosts interrupted?"
+            self._fail(sending, delivery, TransportError(why))
 
     def _fail(self, sending: _Sending, delivery: _Delivery, raised: Exception) -> None:
         cause = as_transfer_error("sending the embedding", raised)
