@@ -18,7 +18,7 @@ from embferry.connectors.vllm import host_claims
 from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.consumer import Consumer
 from embferry.connectors.vllm.coordinates import Coordinates
-from embferry.connectors.vllm.host_receiver import HostReceiver, OtherHost
+from embferry.connectors.vllm.host_receiver import HostReceiver, OtherHost, endpoint_of_scheduler
 from embferry.connectors.vllm.other_hosts import OtherHosts
 from embferry.connectors.vllm.rank_memory import RankMemory
 from embferry.connectors.vllm.workers import Workers
@@ -37,7 +37,7 @@ class There:
 
     def __init__(self, config: ConnectorConfig, secret: str = SECRET) -> None:
         name = uuid.uuid4().hex
-        host = OtherHost(1, THERE, f"tcp://127.0.0.1:{config.ranks_port}", secret)
+        host = OtherHost(1, THERE, endpoint_of_scheduler(config, "127.0.0.1"), secret)
         self.receiver = HostReceiver(config, name, host, HIDDEN, SHAPE.dtype)
         self.ranks = [RankMemory(name, rank) for rank in range(THERE)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ import pytest
 from embferry.connectors.shared.shared_rows import SharedRows
 from embferry.connectors.vllm import host_claims
 from embferry.connectors.vllm.channel import Map
+from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.other_hosts import Dropped
 from embferry.connectors.vllm.pending_loads import PendingLoads
+from embferry.trust.trust import TLS_ENV, TLS_REQUIRED_ENV
+from tests.trust.authority import Authority
 
 from ..pair import GUARD_S, SHAPE, Encode, rows_like, until
 from .builders import Engine, There
@@ -28,6 +32,17 @@ def test_every_rank_on_every_host_maps_the_embedding(encode: Encode, engine: Eng
         assert np.array_equal(engine.ranks[0].find(shared.key).rows, rows_like(seed))
         assert there.has(engine.room(shared), rows_like(seed))
     assert engine.counters.read()["transfers", "success"] == 3
+
+
+def test_embeddings_cross_over_tls(config: ConnectorConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, file in zip(TLS_ENV, Authority.make(tmp_path).files("part"), strict=True):
+        monkeypatch.setenv(name, str(file))
+    monkeypatch.setenv(TLS_REQUIRED_ENV, "1")
+    with closing(Encode(config)) as encode, closing(Engine(config)) as engine, closing(There(config)) as there:
+        encode.publish("a")
+        shared = engine.fetch("r", "a", encode.offer("a"))
+        assert there.has(engine.room(shared), rows_like(0))
+        assert engine.manager.endpoint.startswith("tls://")
 
 
 def test_more_embeddings_than_claims(encode: Encode, engine: Engine, there: There) -> None:

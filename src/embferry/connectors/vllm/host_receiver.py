@@ -18,6 +18,7 @@ from embferry import (
     ReceiveManager,
     TransportError,
 )
+from embferry.transfer.control.endpoint import tcp_endpoint
 from embferry.transfer.failures import attempt
 from embferry.trust.occasions import Occasions, more
 
@@ -53,6 +54,11 @@ class OtherHost:
     ranks: int
     endpoint: str
     secret: str
+
+
+def endpoint_of_scheduler(config: ConnectorConfig, address: str) -> str:
+    """Returns where a scheduler with these settings takes claims. ``address`` is that of its host."""
+    return tcp_endpoint(address, config.ranks_port or 0, "tls" if config.trust.demands_tls else "tcp")
 
 
 @dataclass(eq=False, slots=True)

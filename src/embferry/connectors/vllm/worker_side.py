@@ -11,7 +11,6 @@ import torch
 from vllm.distributed.parallel_state import get_world_group
 from vllm.platforms import current_platform
 
-from embferry.transfer.control.endpoint import tcp_endpoint
 from embferry.transfer.failures import attempt
 
 from ..shared.shape import Shape, digest_of
@@ -20,7 +19,7 @@ from .channel import Publish, publish
 from .config import ConnectorConfig
 from .device_copies import DeviceCopies
 from .host_claims import new_secret
-from .host_receiver import HostReceiver, OtherHost
+from .host_receiver import HostReceiver, OtherHost, endpoint_of_scheduler
 from .placement import Placement
 from .rank_memory import RankMemory
 from .scheduler_side import StepMetadata
@@ -48,8 +47,7 @@ class WorkerSide:
         self._receiver: HostReceiver | None = None
         if placement.host and rank < placement.ranks and self._rank == 0:
             dtype, hidden = str(model.dtype).removeprefix("torch."), model.get_inputs_embeds_size()
-            scheme = "tls" if config.trust.demands_tls else "tcp"
-            endpoint = tcp_endpoint(placement.address, config.ranks_port or 0, scheme)
+            endpoint = endpoint_of_scheduler(config, placement.address)
             host = OtherHost(placement.host, self._ranks, endpoint, secret)
             self._receiver = HostReceiver(config, name, host, hidden, dtype)
         self._memory = RankMemory(name, self._rank, secret) if rank < placement.ranks else None
