@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from embferry.serve.vllm.instance_proofs import AUTHORIZATION
 from tests.serve.vllm.servers import API_KEY, CONDITION_S, GREEDY, MORE, Proved, Servers, picture, until
 from tests.serve.vllm.stubs import text
 
@@ -80,7 +81,7 @@ def instances(servers: Servers) -> list[str]:
 
 def order(url: str, verb: str, **body: str) -> None:
     """Loads or unloads an adapter at an instance, with a proof of the cluster key."""
-    headers = {"authorization": f"Bearer {API_KEY}"}
+    headers = {AUTHORIZATION: f"Bearer {API_KEY}"}
     with httpx.Client(auth=Proved(url), headers=headers, trust_env=False, timeout=CONDITION_S) as client:
         response = client.post(f"{url}/v1/{verb}_lora_adapter", json=body)
     assert response.status_code == 200, response.text
