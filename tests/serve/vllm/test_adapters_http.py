@@ -45,6 +45,17 @@ def changes() -> dict[str, Any]:
     return tensors
 
 
+def no_changes() -> dict[str, Any]:
+    """Returns a change of the vision encoder by 0. vLLM takes no adapter without tensors."""
+    import torch
+
+    from embferry.models.tiny_qwen import VISION
+
+    hidden, at = VISION["hidden_size"], "base_model.model.model.visual.blocks.0.attn.qkv"
+    shapes = {f"{at}.lora_A.weight": (RANK, hidden), f"{at}.lora_B.weight": (3 * hidden, RANK)}
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
 def write_adapter(folder: Path, tensors: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
@@ -54,7 +65,7 @@ def write_adapter(folder: Path, tensors: dict[str, Any]) -> None:
         "peft_type": "LORA",
         "r": RANK,
         "lora_alpha": ALPHA,
-        "target_modules": ["q_proj", "v_proj"],
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
         "bias": "none",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -81,7 +92,7 @@ def adapters(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> dict
     """
     folder = tmp_path_factory.mktemp("adapters")
     write_adapter(folder / "language", changes())
-    write_adapter(folder / "encode", {})
+    write_adapter(folder / "encode", no_changes())
     folders = {servers.at("encode-0"): folder / "encode"}
     return folders | dict.fromkeys((servers.at("language-0"), servers.undivided), folder / "language")
 
