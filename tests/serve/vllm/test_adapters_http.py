@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.vllm_http, pytest.mark.timeout(1800)]
 OPTIONS = ("--enable-lora", "--max-lora-rank", "8", "--max-loras", "2")
 RANK, ALPHA = 8, 64
 NAME, ONE_SIDED = "shouting", "whispering"
+SIDES = ("encode-0", "language-0")
 VLLM_DOES_NOT_KNOW_IT = (404, "404")
 """Status and code of vLLM's own answer, which the router passes on when no instance has a model."""
 CONTENTS = {
@@ -146,7 +147,8 @@ def test_an_adapter_is_served_from_when_it_is_loaded_until_it_is_unloaded(
     assert refusal(servers, NAME, CONTENTS["a picture"]) == VLLM_DOES_NOT_KNOW_IT
     for url, folder in adapters.items():
         order(url, "load", lora_name=NAME, lora_path=str(folder))
-    until(lambda: NAME in models(servers))
+    until(lambda: all(NAME in known_at(servers, side) for side in SIDES))
+    assert NAME in models(servers)
     for content in CONTENTS.values():
         expected = tokens(servers, servers.undivided, NAME, content)
         assert expected != tokens(servers, servers.undivided, "tiny", content)
@@ -158,13 +160,14 @@ def test_an_adapter_is_served_from_when_it_is_loaded_until_it_is_unloaded(
         assert tokens(servers, servers.url, "tiny", content) == tokens(servers, servers.undivided, "tiny", content)
     for url in adapters:
         order(url, "unload", lora_name=NAME)
-    until(lambda: NAME not in models(servers))
+    until(lambda: not any(NAME in known_at(servers, side) for side in SIDES))
+    assert NAME not in models(servers)
     encodes = servers.counted("encodes_total")
     assert refusal(servers, NAME, CONTENTS["a picture"]) == VLLM_DOES_NOT_KNOW_IT
     assert servers.counted("encodes_total") == encodes
 
 
-@pytest.mark.parametrize("side", ["encode-0", "language-0"])
+@pytest.mark.parametrize("side", SIDES)
 def test_an_adapter_of_one_side_alone_is_refused_before_anything_is_encoded(
     servers: Servers, adapters: dict[str, Path], side: str
 ) -> None:
