@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.connectors.observation import Observation
 
@@ -42,6 +42,8 @@ def main(model: str, transfer: dict[str, Any], options: dict[str, Any]) -> None:
         more["ec_transfer_config"] = transfer
     if transfer.get("ec_role") == "ec_consumer":
         more["enable_mm_embeds"] = True
+    if more.get("node_rank"):
+        _run_ranks(model, more, answers)
     llm = LLM(model=model, **more)
     gc.enable()
     print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
@@ -55,6 +57,19 @@ def main(model: str, transfer: dict[str, Any], options: dict[str, Any]) -> None:
     assert left == ["MainThread"], f"still running: {left}"
     sys.stderr.flush()
     os._exit(0)  # finalizing an interpreter with torch takes seconds
+
+
+def _run_ranks(model: str, options: dict[str, Any], answers: Any) -> NoReturn:
+    """Runs the ranks of a host without the scheduler, as ``vllm serve --headless`` does, until the input ends."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    executor = MultiprocExecutor(EngineArgs(model=model, **options).create_engine_config(), monitor_workers=False)
+    print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
+    sys.stdin.read()
+    executor.shutdown()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def obey(llm: Any, order: dict[str, Any], observation: Observation) -> list[dict[str, Any]]:

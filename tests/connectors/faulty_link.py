@@ -29,17 +29,17 @@ def ports_at(address: str) -> set[int]:
 
 
 class FaultyLink:
-    """Carries bytes from ``ADVERTISES:port`` to ``LISTENS:port`` and back.
+    """Carries bytes from ``advertises:port`` to ``listens:port`` and back.
 
     Attributes:
         carried: Bytes that each connection has carried to the consumer.
     """
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, advertises: str = ADVERTISES, listens: str = LISTENS) -> None:
+        self._port, self._listens = port, listens
         self.carried: list[int] = []
         self.fault: Fault = no_fault
-        self._listener = socket.create_server((ADVERTISES, port))
+        self._listener = socket.create_server((advertises, port))
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -69,7 +69,7 @@ class FaultyLink:
                 producer, _ = self._listener.accept()
             except OSError:
                 return  # closed
-            consumer = socket.create_connection((LISTENS, self._port))
+            consumer = socket.create_connection((self._listens, self._port))
             ends = (producer, consumer)
             self._sockets += ends
             self.carried.append(0)

@@ -14,8 +14,11 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
+
+from embferry.connectors.vllm.host_claims import new_secret
 
 from .pair import until
 
@@ -23,6 +26,9 @@ WIDTH, TOKENS = 64, 50
 MODEL = Path(__file__).parents[2] / "examples" / "media"
 """Stands for the folder of a model."""
 SETTINGS = {"transports": ["shm"], "num_blocks": 4, "block_size": 8, "peer_timeout": 2.0}
+
+SECRET = new_secret()
+"""Comes from vLLM's group of workers where they are processes."""
 
 Cache = dict[str, torch.Tensor]
 
@@ -38,11 +44,13 @@ def vllm() -> Any:
             role=importlib.import_module("vllm.distributed.ec_transfer.ec_connector.base").ECConnectorRole,
             status=importlib.import_module("vllm.v1.request").RequestStatus,
             connector=importlib.import_module("embferry.connectors.vllm.connector").EmbferryConnector,
+            worker=importlib.import_module("embferry.connectors.vllm.worker_side"),
             stats=importlib.import_module("embferry.connectors.vllm.connector").Stats,
         )
 
 
-def config(role: str, rank: int, ranks: int, engine: str, **extra: Any) -> Any:
+def config(role: str, rank: int, ranks: int, engine: str, hosts: int = 1, **extra: Any) -> Any:
+    world_size = 2 * ranks if hosts == 1 else ranks  # two pipeline stages, or tensor parallelism over hosts
     return SimpleNamespace(
         ec_transfer_config=SimpleNamespace(
             ec_connector_extra_config=SETTINGS | extra,
@@ -52,8 +60,12 @@ def config(role: str, rank: int, ranks: int, engine: str, **extra: Any) -> Any:
         ),
         parallel_config=SimpleNamespace(
             rank=rank,
-            world_size=2 * ranks,  # two pipeline stages
-            pipeline_parallel_size=1 if role == "ec_producer" else 2,
+            world_size=world_size,
+            local_world_size=world_size // hosts,
+            node_rank_within_dp=rank * hosts // world_size,
+            master_addr="127.0.0.1",
+            data_parallel_size=1,
+            pipeline_parallel_size=1 if role == "ec_producer" or hosts > 1 else 2,
             tensor_parallel_size=ranks,
             prefill_context_parallel_size=1,
             data_parallel_rank=0,
@@ -98,11 +110,13 @@ class Request(SimpleNamespace):
 class Side:
     """One engine: the scheduler's connector, and one connector for each rank."""
 
-    def __init__(self, runner: str, role: str, ranks: int = 1, **extra: Any) -> None:
+    def __init__(self, runner: str, role: str, ranks: int = 1, hosts: int = 1, **extra: Any) -> None:
         self.runner, self.ranks, engine = runner, ranks, uuid.uuid4().hex
-        self.scheduler = vllm().connector(config(role, 0, ranks, engine, **extra), vllm().role.SCHEDULER)
-        self.configs = [config(role, rank, ranks, engine, **extra) for rank in range(2 * ranks)]
-        self.workers = [vllm().connector(each, vllm().role.WORKER) for each in self.configs]
+        self.scheduler = vllm().connector(config(role, 0, ranks, engine, hosts, **extra), vllm().role.SCHEDULER)
+        every = range(config(role, 0, ranks, engine, hosts, **extra).parallel_config.world_size)
+        self.configs = [config(role, rank, ranks, engine, hosts, **extra) for rank in every]
+        with patch.object(vllm().worker, "get_world_group", lambda: SimpleNamespace(broadcast_object=lambda _: SECRET)):
+            self.workers = [vllm().connector(each, vllm().role.WORKER) for each in self.configs]
         self.caches: list[Cache] = [{} for _ in self.workers]
 
     def plan(self, freed: Sequence[str] = (), tokens: int = 1) -> Any:
@@ -131,7 +145,8 @@ class Side:
                 vllm().v2.ActiveECConnector(self.configs[rank], self.caches[rank]).no_forward(output)
 
     def close(self) -> None:
-        self.scheduler.shutdown()
+        for connector in (self.scheduler, *self.workers):
+            connector.shutdown()
 
     def _free(self, output: Any, rank: int) -> None:
         for name in output.free_encoder_mm_hashes:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.ports import free_port
+
 from .pair import GUARD_S, until
 from .runners import TOKENS, Request, Side, counted, encode, feature, fetched, loaded, output, vllm
 
@@ -253,3 +255,48 @@ def test_the_counters_reach_vllm_s_statistics(make: Make) -> None:
     finally:
         for metric in (*shown._counters.values(), shown._seconds):
             REGISTRY.unregister(metric)
+
+
+def test_ranks_on_two_hosts_load_what_each_host_has_received(make: Make) -> None:
+    params = encode(make("ec_producer"), "a", "b")
+    consumer = make("ec_consumer", ranks=2, hosts=2, transports=["shm", "tcp"], ranks_port=free_port())
+    for name in "ab":
+        request = Request(name, feature(name), params=params)
+        fetched(consumer, request)
+        loaded(consumer, request)
+        consumer.run(consumer.plan())
+        consumer.run(consumer.plan())  # an overlapping step repeats the load
+        for cache in consumer.caches:
+            assert torch.equal(cache[name], output(ord(name)))
+        consumer.scheduler.request_finished(request)
+
+
+def test_memory_on_the_other_host_is_freed_with_the_schedulers(make: Make) -> None:
+    params = encode(make("ec_producer"), "a")
+    consumer = make("ec_consumer", ranks=2, hosts=2, transports=["shm", "tcp"], ranks_port=free_port())
+    request = Request("r", feature("a"), params=params)
+    fetched(consumer, request)
+    loaded(consumer, request)
+    step = consumer.plan()
+    consumer.run(step, ranks=[0])
+    consumer.scheduler.request_finished(request)
+    consumer.scheduler._scheduler._consumer._drop("a", "")
+    later = consumer.plan(tokens=0), consumer.plan()
+    assert later[0].ec_connector_metadata.dropped == later[1].ec_connector_metadata.dropped != ()
+    for each in (step, later[1]):  # this rank is behind
+        consumer.run(each, ranks=[1])
+    assert torch.equal(consumer.caches[1]["a"], output(ord("a")))
+    until(lambda: not consumer.workers[1]._worker._memory._mapped)
+    assert consumer.plan().ec_connector_metadata.dropped == ()
+
+
+def test_a_producer_on_two_hosts_loads_what_it_has_encoded_before(make: Make) -> None:
+    producer = make("ec_producer", ranks=2, hosts=2, transports=["tcp"], ranks_port=free_port())
+    encode(producer, "a", request="first")
+    for cache in producer.caches:
+        cache.clear()
+    again = encode(producer, "a", request="second")
+    assert "embferry" in again["a"]
+    assert counted(producer, "encodes_saved") == 1
+    for cache in producer.caches:
+        assert torch.equal(cache["a"], output(ord("a")))

@@ -23,7 +23,7 @@ class VllmWorkers(Target):
         return chance.choice(
             (
                 {"type": "Publish", "mm_hash": "a", "shape": shape, "digest": chance.randbytes(16), "encoded": True},
-                {"type": "Enlist", "rank": 3},
+                {"type": "Enlist", "rank": 3, "secret": chance.randbytes(32).hex()},
                 {"type": "Map", "key": key, "shape": shape, "ranks": 2},
                 {"type": "Unmap", "key": key},
                 {"type": "Done", "key": key, "error": ""},

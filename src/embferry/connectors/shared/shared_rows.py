@@ -99,6 +99,11 @@ class SharedRows:
         return self._latest_load
 
     @property
+    def latest_load(self) -> int:
+        """The number of the latest load; 0: none has begun."""
+        return self._latest_load
+
+    @property
     def is_loading(self) -> bool:
         """Whether some rank has not completed the latest load and may be about to read the memory."""
         return bool((self.completed < self._latest_load).any())

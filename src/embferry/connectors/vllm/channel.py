@@ -19,6 +19,7 @@ import msgspec
 from embferry import RemoteProtocolError, TransportError
 
 from ..shared.shape import Shape
+from .host_claims import SECRET
 
 MAX_PACKET = 16 << 10
 MAX_HASH = 4096
@@ -49,9 +50,14 @@ class Publish(msgspec.Struct, frozen=True, tag=True):
 
 
 class Enlist(msgspec.Struct, frozen=True, tag=True):
-    """A rank wants to map what it is to load."""
+    """A rank wants to map what it is to load.
+
+    Attributes:
+        secret: By which the scheduler knows the claims of other hosts; "" if there are no other hosts.
+    """
 
     rank: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+    secret: Annotated[str, msgspec.Meta(pattern=rf"^({SECRET})?\Z")] = ""
 
 
 class Map(msgspec.Struct, frozen=True, tag=True):

@@ -67,6 +67,8 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         insecure: Whether ``host`` may be an address that strangers can reach although there is no cluster key.
         cache: Producer: the cache that encoders share; None for none.
         metrics_port: Port of the Prometheus endpoint at ``host``, 0 for any. Rank r of a data-parallel engine adds r.
+        ranks_port: Engines with ranks on several hosts: the port at the scheduler's ``host`` from which the other hosts
+            fetch embeddings. They reach it at vLLM's ``master_addr``.
     """
 
     transports: tuple[str, ...] = ("shm", "tcp")
@@ -88,6 +90,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     insecure: bool = False
     cache: CacheConfig | None = None
     metrics_port: Port | None = None
+    ranks_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
 
     @property
     def trust(self) -> Trust:

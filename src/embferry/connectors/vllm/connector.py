@@ -14,6 +14,7 @@ from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorPromMet
 
 from ..shared.counters import BUCKETS, COUNTERS, PREFIX, SECONDS
 from .config import parse
+from .placement import placement
 from .scheduler_side import SchedulerSide, StepMetadata
 from .worker_side import WorkerSide
 
@@ -89,14 +90,16 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not i
             raise ValueError(f"pipeline_parallel_size is {parallel.pipeline_parallel_size}: {why}")
         config = parse(transfer.ec_connector_extra_config)
         name = f"{transfer.engine_id}-{parallel.data_parallel_rank}"
-        # Only the first pipeline stage has an encoder cache.
-        ranks = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size
+        hosts = placement(parallel)
+        hosts.check(config.host, config.ranks_port, parallel.data_parallel_size)
+        if hosts.host:
+            name = f"{name}-host-{hosts.host}"  # two "hosts" may be one
         self._scheduler: SchedulerSide
         self._worker: WorkerSide
         if role is ECConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerSide(vllm_config, config, name, ranks)
+            self._scheduler = SchedulerSide(vllm_config, config, name, hosts)
         else:
-            self._worker = WorkerSide(vllm_config, name, ranks)
+            self._worker = WorkerSide(vllm_config, config, name, hosts)
 
     def shutdown(self) -> None:
         if self.role is ECConnectorRole.SCHEDULER:
@@ -128,7 +131,7 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not i
     # Worker
 
     def start_load_caches(self, encoder_cache: dict[str, torch.Tensor], **kwargs: Any) -> None:
-        self._worker.load(self._step().loads, encoder_cache)
+        self._worker.load(self._step(), encoder_cache)
 
     def start_save_caches(self, **kwargs: Any) -> None:
         self._worker.start_save_caches(self._step(), kwargs["encoder_cache"])

@@ -198,7 +198,7 @@ class IncomingEmbedding:
     def _is_being_mapped(self) -> bool:
         shared = self.shared
         try:
-            return shared is not None and not self._workers.is_mapped(shared)
+            return shared is not None and not self._workers.is_mapped_here(shared)
         except EmbeddingTransferError:
             return False
 
@@ -213,6 +213,7 @@ class IncomingEmbedding:
         receiver.clear()
         with self._lock:
             self._receiver = None
+        self._workers.complete(self.shared, self._on_end)
         self.ready = True
 
     def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:

@@ -129,6 +129,7 @@ class ProducerCache:
     def _is_being_mapped(self, shared: SharedRows) -> bool:
         if attempt(self._workers.share, shared) is not None:
             return False  # it was closed, or no descriptor is left: it is encoded again
+        self._workers.complete(shared)
         try:
             return not self._workers.is_mapped(shared)
         except EmbeddingTransferError:

@@ -24,8 +24,9 @@ CONNECT_S = 0.1
 class RankMemory:
     """Memory of the scheduler that this rank has mapped. A thread of its own maps and unmaps it."""
 
-    def __init__(self, name: str, rank: int) -> None:
-        self._name, self._rank = name, rank
+    def __init__(self, name: str, rank: int, secret: str = "") -> None:
+        """Starts. ``secret`` is that of the engine, if its ranks are on several hosts."""
+        self._name, self._rank, self._secret = name, rank, secret
         self._mapped: dict[int, SharedRows] = {}
         self._closing = threading.Event()
         self._sock: socket.socket | None = None
@@ -67,7 +68,7 @@ class RankMemory:
         self._mapped.clear()
 
     def _serve(self, sock: socket.socket) -> None:
-        channel.send(sock, Enlist(self._rank))
+        channel.send(sock, Enlist(self._rank, self._secret))
         while (received := channel.receive(sock, channel.from_scheduler)) is not None and not self._closing.is_set():
             packet, fd = received
             match packet:

@@ -32,7 +32,9 @@ from .coordinates import (
     room_request_in,
 )
 from .engine_input import has_input
+from .other_hosts import Dropped, OtherHosts
 from .pending_loads import PendingLoad, PendingLoads
+from .placement import Placement
 from .producer import Producer
 from .router_client import FailedRequests, RouterClient
 from .shared_cache import open_cache
@@ -66,17 +68,19 @@ class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not in
         loads: Embeddings to copy into the encoder cache.
         publish: Hashes that a producer's worker is to publish if its encoder cache has them.
         contents: Keys in the cache that encoders share of what the step encodes, by hash.
+        dropped: Memory on other hosts that is needed no longer.
     """
 
     loads: tuple[PendingLoad, ...]
     publish: tuple[str, ...]
     contents: dict[str, str] = field(default_factory=dict)
+    dropped: tuple[Dropped, ...] = ()
 
 
 class SchedulerSide:
     """One in each engine. The engine's loop calls the methods, which block for at most :data:`ENCODE_WAIT_S`."""
 
-    def __init__(self, vllm_config: VllmConfig, config: ConnectorConfig, name: str, ranks: int) -> None:
+    def __init__(self, vllm_config: VllmConfig, config: ConnectorConfig, name: str, placement: Placement) -> None:
         transfer, model = vllm_config.ec_transfer_config, vllm_config.model_config
         self._dtype = str(model.dtype).removeprefix("torch.")
         self._hidden = model.get_inputs_embeds_size()
@@ -88,7 +92,10 @@ class SchedulerSide:
         port, rank = config.metrics_port, vllm_config.parallel_config.data_parallel_rank
         self._metrics = None if port is None else MetricsServer(self.counters, config.host, port and port + rank)
         self._router = None if config.router is None else RouterClient(config.router, config.failover_timeout)
-        self._workers = Workers(name, ranks)
+        ranks, hosts, others = placement.ranks_here, placement.hosts, None
+        if hosts > 1:
+            others = OtherHosts(config, hosts, self._hidden, self._dtype, self.counters)
+        self._workers = Workers(name, ranks, others)
         producing, consuming = transfer.is_ec_producer, transfer.is_ec_consumer
         self._producer = Producer(config, self._workers, self.counters) if producing else None
         self._consumer = Consumer(config, self.counters, self._router, self._workers) if consuming else None
@@ -151,14 +158,15 @@ class SchedulerSide:
         mm_hash = request.mm_features[index].identifier
         rows = self.find(mm_hash)
         if rows is not None:
-            self._loads.add(mm_hash, rows)
+            self._loads.add(mm_hash, rows, self._workers.rooms(rows))
         elif self._shared is not None:
             self._contents[mm_hash] = self._shared.key(request.request_id, mm_hash)
 
     def build_connector_meta(self, freed: Iterable[str], tokens: int) -> StepMetadata:
         """Returns the message for a step that computes ``tokens`` and evicts ``freed`` from vLLM's encoder cache."""
         self._is_idle = tokens == 0
-        meta = StepMetadata(self._loads.for_step(freed), tuple(self._publish), self._contents)
+        dropped = self._workers.dropped(repeat=self._is_idle)
+        meta = StepMetadata(self._loads.for_step(freed), tuple(self._publish), self._contents, dropped)
         self._publish.clear()
         self._contents = {}
         return meta

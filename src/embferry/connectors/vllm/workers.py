@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,6 +26,9 @@ from embferry.transports.net.loop import READ, WRITE, LoopThread, Scope
 from ..shared.shared_rows import SharedRows
 from . import channel
 from .channel import Done, Enlist, Map, Publish, Unmap
+
+if TYPE_CHECKING:
+    from .other_hosts import Dropped, OtherHosts
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +81,15 @@ class Workers:
             is the worker's answer.
     """
 
-    def __init__(self, name: str, ranks: int) -> None:
-        """Starts to listen. ``ranks`` is the number of ranks that load embeddings.
+    def __init__(self, name: str, ranks: int, others: OtherHosts | None = None) -> None:
+        """Starts to listen. ``ranks`` is the number of ranks on this host that load embeddings.
+
+        ``others`` are the hosts with further ranks of the engine; None: there are none. They are closed with this.
 
         Raises:
             TransportError: The engine's name is taken on this host.
         """
-        self.ranks = ranks
+        self.ranks, self._others = ranks, others
         self.on_publish: Callable[[Publish, int], object] = _refuse
         self._lock = threading.Lock()  # guards the two below
         self._sharings: dict[int, _Sharing] = {}
@@ -120,19 +126,39 @@ class Workers:
         rows.on_close = partial(self._withdraw, rows.key)
         self._thread.call(partial(self._send_all, Map(rows.key, rows.shape, self.ranks), rows.key))
 
+    def complete(self, rows: SharedRows, on_end: Callable[[], object] = lambda: None) -> None:
+        """Brings shared memory, which has its final content now, to the ranks on other hosts, once.
+
+        ``on_end`` is called as in :meth:`share`, on a thread of the manager that sends it or on the caller's.
+        """
+        if self._others is not None:
+            self._others.send(rows, on_end)
+
+    def rooms(self, rows: SharedRows) -> tuple[int, ...]:
+        """Returns the keys of mapped memory on hosts 1, 2 and so on."""
+        return () if self._others is None else self._others.rooms(rows)
+
+    def dropped(self, *, repeat: bool) -> tuple[Dropped, ...]:
+        """Returns the memory that other hosts are to drop; with ``repeat``, again the next time."""
+        return () if self._others is None else self._others.dropped(repeat=repeat)
+
     def is_mapped(self, rows: SharedRows) -> bool:
         """Returns whether every rank has mapped the memory, so that a load of it can begin.
 
         Raises:
             EmbeddingTransferError: A rank cannot map it.
         """
+        return self.is_mapped_here(rows) and (self._others is None or self._others.is_there(rows))
+
+    def is_mapped_here(self, rows: SharedRows) -> bool:
+        """Returns whether every rank on this host has mapped the memory. Raises as :meth:`is_mapped`."""
         with self._lock:
             sharing = self._sharings.get(rows.key)
             if sharing is None:
                 return False
             if sharing.error is None and sharing.missing and time.monotonic() > sharing.until:
                 ranks = ", ".join(map(str, sorted(sharing.missing)))
-                why = f"rank {ranks} did not map an embedding within {MAP_S:g} s; run every rank on one host"
+                why = f"rank {ranks} did not map an embedding within {MAP_S:g} s; does it run on this host?"
                 sharing.error = TransportError(why)
             if sharing.error is not None:
                 raise sharing.error
@@ -143,6 +169,8 @@ class Workers:
         self._thread.call(lambda: self._thread.later(delay_s, call))
 
     def close(self) -> None:
+        if self._others is not None:
+            self._others.close()
         self._thread.call(self._shut)
         self._thread.close()
         with self._lock:
@@ -156,6 +184,8 @@ class Workers:
             if sharing is not None:
                 _close(sharing)
         self._thread.call(partial(self._send_all, Unmap(key), 0))
+        if self._others is not None:
+            self._others.withdraw(key)
 
     # The channel's thread
 
@@ -244,8 +274,8 @@ class Workers:
                 return
             case Publish():
                 self._send(connection, _answer(0, RemoteProtocolError("no memory came with the embedding")))
-            case Enlist(rank) if rank < self.ranks and connection.rank is None:
-                self._enlist(connection, rank)
+            case Enlist(rank, secret) if rank < self.ranks and connection.rank is None:
+                self._enlist(connection, rank, secret)
             case Enlist(rank):
                 self._send(connection, _answer(0, RemoteProtocolError(f"there are {self.ranks} ranks, not {rank}")))
             case Done(key, problem):
@@ -253,8 +283,10 @@ class Workers:
         if fd is not None:
             os.close(fd)
 
-    def _enlist(self, connection: _Connection, rank: int) -> None:
+    def _enlist(self, connection: _Connection, rank: int, secret: str) -> None:
         connection.rank = rank
+        if self._others is not None and secret:
+            self._others.admit(secret)
         with self._lock:
             self._gone.discard(rank)
             waiting = [sharing.rows for sharing in self._sharings.values() if rank in sharing.missing]
