@@ -7,6 +7,7 @@ transformers, which are extras.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def write_model(
     The spread of the random weights is wide enough that answers depend on the image.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ids = _write_tokenizer(folder, max_positions)
+    ids = write_tokenizer(folder, max_positions)
     _write_processors(folder, video_processor, max_image_tokens, vision["patch_size"])
     special = {"bos_token_id": ids["endoftext"], "eos_token_id": ids["im_end"], "pad_token_id": ids["endoftext"]}
     config = model_class.config_class(
@@ -84,6 +85,11 @@ def write_model(
         vision_start_token_id=ids["vision_start"],
         vision_end_token_id=ids["vision_end"],
     )
+    write_weights(folder, model_class, config, ids)
+
+
+def write_weights(folder: Path, model_class: Any, config: Any, ids: dict[str, int]) -> None:
+    """Writes random weights and the configurations of a model, whose tokenizer has these ids of special tokens."""
     model = model_class(config).float().eval()
     chance = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -97,24 +103,33 @@ def write_model(
     (folder / "generation_config.json").write_text(json.dumps(generation))
 
 
-def _write_tokenizer(folder: Path, max_positions: int) -> dict[str, int]:
-    """Writes a tokenizer with one token for each byte and the special tokens of Qwen; returns the ids of the latter."""
+def write_tokenizer(
+    folder: Path, max_positions: int, special: Sequence[str] = SPECIAL, chat: str = CHAT
+) -> dict[str, int]:
+    """Writes a tokenizer with one token for each byte and special tokens; returns the ids of the latter.
+
+    Args:
+        folder: The directory to write in.
+        max_positions: The most tokens of a text.
+        special: The special tokens, without their brackets; ``im_end`` and ``endoftext`` are among them.
+        chat: The chat template.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(f"<|{name}|>", special=True, normalized=False) for name in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(f"<|{name}|>", special=True, normalized=False) for name in special])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_max_length=max_positions,
-        chat_template=CHAT,
+        chat_template=chat,
     )
     fast.save_pretrained(folder)
     _amend(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     first = len(alphabet)
-    return {name: first + at for at, name in enumerate(SPECIAL)}
+    return {name: first + at for at, name in enumerate(special)}
 
 
 def _write_processors(folder: Path, video_processor: str, max_image_tokens: int, patch_size: int) -> None:
