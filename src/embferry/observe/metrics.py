@@ -78,7 +78,7 @@ class ChatMetrics(Metrics):
         self.second_attempts = counter("embferry_chat_second_attempts", again)
         damaged = "Messages between router and workers that arrived damaged"
         self.damaged = counter("embferry_damaged_messages", damaged, ["role"])
-        self.media = counter("embferry_media_items", "Pictures and videos accepted", ["kind"])
+        self.media = counter("embferry_media_items", "Pictures, videos and sounds accepted", ["kind"])
         self.workers = gauge("embferry_workers", "Workers with a live lease, or instances that answer", ["role"])
         self.worker_failures = counter("embferry_worker_failures", "Calls to workers that failed below HTTP", ["role"])
 

@@ -174,11 +174,11 @@ class MediaSettings(Section):
     allowed_folders: Folders = ()
     """Folders that `file:` URLs may point into. None by default."""
     max_bytes: Positive = 32 * MIB
-    """Bytes of one picture or video file."""
+    """Bytes of one file."""
     max_total_bytes: Positive = 128 * MIB
-    """Bytes of all pictures and videos of a request."""
+    """Bytes of all files of a request."""
     max_images: Positive = 16
-    """Pictures in a request; frames of videos do not count."""
+    """Pictures in a request, without the frames of videos; before vLLM, as many sounds beside them."""
     max_videos: Positive = 2
     """Videos in a request."""
     max_pixels: Positive = 64_000_000
@@ -197,7 +197,7 @@ class MediaSettings(Section):
     max_video_seconds: Seconds = 3600
     """Duration of a video file in seconds."""
     fetch_timeout: Seconds = 10
-    """Seconds to fetch one picture or video."""
+    """Seconds to fetch one file."""
     decode_memory: Positive = 2048 * MIB
     """Bytes of memory for decoding one picture or video. Files are decoded in processes of their own."""
     image_decode_timeout: Seconds = 10
@@ -394,7 +394,7 @@ class VllmSettings(Section):
     """Bytes of received embeddings that an instance that answers keeps (`cache_bytes` of its connector). An item that
     it should still have is not encoded again; with 0, every item of every request is encoded."""
     uuid_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
-    """Bytes of pictures and videos that the router keeps for clients that have given them a `uuid`, so that later
+    """Bytes of pictures, videos and sounds that the router keeps for clients that have given them a `uuid`, so that later
     requests can name them without sending them. The client that has most loses its least recently used ones first. 0
     keeps none."""
     uuid_timeout: Seconds = 3600

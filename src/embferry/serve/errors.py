@@ -26,9 +26,10 @@ CODES: dict[str, tuple[int, str]] = {
     "model_not_found": (404, "The model is not served here; `/v1/models` lists those that are."),
     "not_found": (404, "Nothing is served at this path."),
     "method_not_allowed": (405, "The path does not accept this method."),
-    # The source of a picture or video
+    # The source of a picture, video or sound
     "too_many_images": (400, "More pictures than `media.max_images`."),
     "too_many_videos": (400, "More videos than `media.max_videos`."),
+    "too_many_sounds": (400, "Before vLLM: more sounds than `media.max_images`."),
     "too_many_frames": (400, "More frames in a list than `media.max_video_frames`."),
     "invalid_url": (400, "The URL is malformed, or its data is not base64."),
     "unsupported_url_scheme": (400, "The URL is none of `data:`, `http:`, `https:` and `file:`."),
@@ -40,12 +41,12 @@ CODES: dict[str, tuple[int, str]] = {
     "media_too_large": (413, "More bytes than `media.max_bytes`, or than `media.max_total_bytes` for all together."),
     "unknown_media_uuid": (
         400,
-        "The `uuid` stands for no picture or video of this client that the router still keeps; send the file itself.",
+        "The `uuid` stands for no file of this client that the router still keeps; send the file itself.",
     ),
     # Its content
     "media_empty": (400, "The file is empty."),
     "unsupported_media_type": (415, "The bytes have no supported format; the content type does not matter."),
-    "wrong_media_kind": (400, "A video in place of a picture, or a picture in place of a video."),
+    "wrong_media_kind": (400, "A picture, video or sound in place of another of these."),
     "image_truncated": (400, "The picture ends too early."),
     "image_corrupt": (400, "The picture cannot be decoded."),
     "media_zero_size": (400, "The picture or video is 0 pixels wide or high."),
@@ -54,6 +55,7 @@ CODES: dict[str, tuple[int, str]] = {
     "media_too_many_pixels": (400, "More pixels than `media.max_pixels`, by the header, before decoding."),
     "video_truncated": (400, "The video ends too early."),
     "video_corrupt": (400, "The video cannot be decoded."),
+    "audio_corrupt": (400, "Before vLLM: the sound cannot be decoded."),
     "video_too_long": (400, "The video lasts longer than `media.max_video_seconds`."),
     "video_frame_sizes": (400, "The frames of a video differ in size."),
     "media_decoder_failed": (

@@ -55,6 +55,7 @@ class Servers:
     Args:
         instances: options of ``embferry serve`` that say which instances there are.
         vllm: more options of each ``vllm serve``.
+        make: writes the model; None: the tiny Qwen2.5-VL.
         environ: more variables of all processes.
     """
 
@@ -63,9 +64,10 @@ class Servers:
         folder: Path,
         instances: Sequence[str] = ("--encoders", str(ENCODERS)),
         vllm: Sequence[str] = (),
+        make: Callable[[Path], object] | None = None,
         **environ: str,
     ) -> None:
-        self._prepare(folder, environ)
+        self._prepare(folder, environ, make)
         words = ("serve", "--engine", "vllm", "--model", str(folder / "model"), "--port", "0")
         more = (*instances, "--restart-delay", "0.1")
         self.split = self.start(self._log, *EMBFERRY, *words, *more, "--", *VLLM, *vllm)
@@ -78,7 +80,9 @@ class Servers:
             *("--enable-mm-embeds", "--host", "127.0.0.1", "--port", port),
         )
 
-    def _prepare(self, folder: Path, environ: Mapping[str, str]) -> None:
+    def _prepare(
+        self, folder: Path, environ: Mapping[str, str], make: Callable[[Path], object] | None = None
+    ) -> None:
         """Makes the model, and has what every method needs. Nothing is started."""
         from embferry.models import tiny_qwen
 
@@ -86,7 +90,7 @@ class Servers:
         self._log = folder / "log"
         self._folder, self._environ = folder, environ
         self._processes: list[subprocess.Popen[bytes]] = []
-        tiny_qwen.make(folder / "model")
+        (make or tiny_qwen.make)(folder / "model")
 
     def start(self, log: Path, *words: str) -> subprocess.Popen[bytes]:
         environ = {"EMBFERRY_CLUSTER_KEY": KEY.written(), "EMBFERRY_ROUTER_API_KEY": API_KEY, **self._environ}

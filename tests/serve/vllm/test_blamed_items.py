@@ -244,7 +244,7 @@ async def test_an_instance_that_encodes_nothing_is_no_reason_to_blame_the_file()
 
 
 async def test_the_routers_own_picture_is_a_new_one_each_time() -> None:
-    from embferry.serve.vllm.probe_picture import probe_picture
+    from embferry.serve.vllm.probe_items import probe_picture
 
     one, other = probe_picture(), probe_picture()
     assert one.uuid != other.uuid

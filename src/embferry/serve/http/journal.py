@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class RequestRecord:
     def __init__(self, journal: Journal, number: int, path: str) -> None:
         self._journal, self.number, self.path = journal, number, path
         self.began = journal.now
-        self.streams, self.images, self.videos = False, 0, 0
+        self.streams, self.images, self.videos, self.sounds = False, 0, 0, 0
         self.phases: list[tuple[str, float, float | None]] = [("fetch", self.began, None)]
         self.encoders: list[str] = []
         self.language = ""
@@ -91,11 +91,12 @@ class RequestRecord:
 
         Args:
             streams: the answer is a stream.
-            kinds: ``image`` or ``video`` for each.
+            kinds: ``image``, ``video`` or ``audio`` for each.
         """
         if self.ended is None:
             self.streams = streams
-            self.images, self.videos = (sum(kind == wanted for kind in kinds) for wanted in ("image", "video"))
+            counts = Counter(kinds)
+            self.images, self.videos, self.sounds = counts["image"], counts["video"], counts["audio"]
             self._touch()
 
     def phase(self, name: Phase) -> None:
@@ -203,6 +204,7 @@ class RequestRecord:
             "streams": self.streams,
             "images": self.images,
             "videos": self.videos,
+            "sounds": self.sounds,
             "phases": [(name, _rounded(begin), _rounded(end)) for name, begin, end in self.phases],
             "encoders": self.encoders,
             "language": self.language,

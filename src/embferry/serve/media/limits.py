@@ -12,6 +12,13 @@ from embferry.serve.errors import ServeError
 MAX_FETCHES = 4
 """Files of one request that are fetched at the same time."""
 
+_COUNTED = (
+    ("image", "max_images", "too_many_images", "pictures"),
+    ("video", "max_videos", "too_many_videos", "videos"),
+    ("audio", "max_images", "too_many_sounds", "sounds"),
+)
+"""Kind of items, the setting that limits their number, the error, and the word for them."""
+
 
 class Part(Protocol):
     """A part of a request. ``param``: its place, for errors."""
@@ -24,16 +31,17 @@ P = TypeVar("P", bound=Part)
 T = TypeVar("T")
 
 
-def check_counts(kinds: Sequence[Literal["image", "video"]], limits: MediaSettings) -> None:
+def check_counts(kinds: Sequence[Literal["image", "video", "audio"]], limits: MediaSettings) -> None:
     """Checks the number of items of each kind.
 
     Raises:
-        ServeError: too_many_images, too_many_videos.
+        ServeError: too_many_images, too_many_videos, too_many_sounds.
     """
-    for kind, most, word in (("image", limits.max_images, "pictures"), ("video", limits.max_videos, "videos")):
+    for kind, setting, code, word in _COUNTED:
+        most = getattr(limits, setting)
         if (count := sum(found == kind for found in kinds)) > most:
-            why = f"the request has {count} {word}; at most {most} are taken (media.max_{kind}s)"
-            raise ServeError(f"too_many_{kind}s", why, param="messages")
+            why = f"the request has {count} {word}; at most {most} are taken (media.{setting})"
+            raise ServeError(code, why, param="messages")
 
 
 async def fetch_all(parts: Sequence[P], fetch: Callable[[P], Awaitable[T]]) -> list[T]:

@@ -69,7 +69,8 @@ function nameOf(id) {
 }
 
 function mediaOf(request) {
-  const parts = [request.images && count(request.images, "picture"), request.videos && count(request.videos, "video")];
+  const kinds = [[request.images, "picture"], [request.videos, "video"], [request.sounds, "sound"]];
+  const parts = kinds.map(([number, word]) => number && count(number, word));
   return parts.filter(Boolean).join(", ") || "text";
 }
 

@@ -9,9 +9,8 @@ In the order of a request:
 ``responses``       ``/v1/responses``, whose pictures encode instances encode
 ``fields``          the fields that vLLM knows
 ``constraint_bounds`` bounds on the forms that answers are to have
-``media_parts``     its pictures and videos, and the same request with other parts in their place
+``media_parts``     its pictures, videos and sounds, and the same request with other parts in their place
 ``video_files``     the video files that may go to an instance
-``sounds``          its sounds
 ``named_media``     files that later requests name without sending them
 ``items``           their content and their names
 ``prompt_prefixes`` what the prefix cache of an instance may cover
@@ -20,6 +19,7 @@ In the order of a request:
 ``picture_sizes``   the size of a picture before it is encoded
 ``item_encoder``    encodes each item at an instance
 ``losses``          instances that ended while they encoded an item
+``probe_items``     a picture and a sound of the router's own
 ``fitness``         encode instances that fail every encode
 ``refused_items``   what an instance's refusal of a file means
 ``connectors``      the parameters that vLLM's EC connectors want

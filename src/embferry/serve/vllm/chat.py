@@ -38,15 +38,12 @@ from embferry.serve.vllm.media_parts import (
     check_messages,
     media_parts,
     parse_request,
-    sound_parts,
     with_parts,
-    with_sounds,
     without_uuids,
 )
 from embferry.serve.vllm.named_media import NamedMedia
 from embferry.serve.vllm.prompt_prefixes import prefixes_of
 from embferry.serve.vllm.received_cache import ReceivedCache
-from embferry.serve.vllm.sounds import load_sounds
 from embferry.serve.vllm.stages import ask_in_stages, check_decoders, is_divided
 from embferry.serve.vllm.texts import characters_of
 from embferry.trust.digests import DamagedError
@@ -94,12 +91,6 @@ class Chat(InstanceEndpoint):
         check_characters(parsed.characters, self.fleet.text_limits(request.model))
         del body
         fetcher, limits = self.fleet.fetcher, self._settings.media
-        if parsed.sounds:
-            sounds = await load_sounds(parsed.sounds, fetcher, limits, incoming.hold.add)
-            request = replace(request, content=with_sounds(request.content, sounds))
-            if text_alone is not None:
-                nbytes = request.nbytes + sum(len(url) for _, url in sounds)
-                text_alone = await off_loop(nbytes, msgspec.json.encode, request.content)
         if text_alone is not None:
             return await self._ask(self.fleet, request, text_alone, held)
         if not self._settings.vllm.language_encodes:
@@ -362,18 +353,16 @@ class _Parsed:
 
     Attributes:
         request: the whole.
-        parts: its pictures and videos.
-        sounds: its sounds by URL.
+        parts: its pictures, videos and sounds.
         characters: the number of those of its texts.
         ignored: the fields that have no effect.
-        text_alone: what an instance gets if there are no pictures and videos.
+        text_alone: what an instance gets if there are none of these.
     """
 
     def __init__(self, body: bytes, keeps_names: bool) -> None:
         self.request = parse_request(body)
         check_messages(self.request)
         self.parts = media_parts(self.request)
-        self.sounds = sound_parts(self.request)
         self.characters = characters_of(self.request, self.parts)
         self.ignored = ignored_fields(self.request, CHAT, keeps_names=keeps_names)
         self.text_alone: bytes | None = None

@@ -42,12 +42,12 @@ class Offering:
     """The common part of an encoder's answers to encodes.
 
     Attributes:
-        shape: The coordinates that do not depend on the item.
+        shapes: By kind, the coordinates that do not depend on the item.
         rule: How its model makes grids of pictures, if it says so.
         whole: The kinds of items that language instances get themselves, because their metadata do not suffice.
     """
 
-    shape: dict[str, Any]
+    shapes: dict[Kind, dict[str, Any]] = field(default_factory=dict)
     rule: GridRule | None = None
     whole: set[Kind] = field(default_factory=set)
 
@@ -67,10 +67,11 @@ class Offerings:
             del self._known[other]
         if encoded.name != encoded.item.uuid or KEY not in entry:
             return
+        kind, known = encoded.item.kind, Offering() if old is None else old
         shape = {name: entry[KEY][name] for name in ("endpoint", "width", "dtype")}
-        whole = set() if old is None else old.whole
         is_whole = encoded.part() == encoded.item.part()
-        self._known[incarnation] = Offering(shape, rule, whole | {encoded.item.kind} if is_whole else whole)
+        whole = known.whole | {kind} if is_whole else known.whole
+        self._known[incarnation] = Offering(known.shapes | {kind: shape}, rule or known.rule, whole)
 
     def expected(self, encoder: Instance, item: Item, takes_files: bool) -> Encoded | None:
         """Returns the item as the encoder will offer it in a new room, if that is known. Its digest is not.
@@ -82,9 +83,9 @@ class Offerings:
         """
         known = self._known.get(encoder.incarnation)
         metadata = None if known is None else _metadata(known, item, takes_files)
-        if known is None or metadata is None:
+        if known is None or metadata is None or item.kind not in known.shapes:
             return None
-        where = {**known.shape, "room": secrets.randbits(63), "tokens": None, "digest": None}
+        where = {**known.shapes[item.kind], "room": secrets.randbits(63), "tokens": None, "digest": None}
         return Encoded(item, encoder, encoder.incarnation, item.uuid, {"metadata": metadata, KEY: where})
 
 

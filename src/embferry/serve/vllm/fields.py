@@ -70,7 +70,7 @@ _OF_PART: Mapping[str, frozenset[str]] = {
     "tool_reference": frozenset({"name"}),
 }
 """Type of a part → its fields, beside ``type``. Of other types, vLLM refuses the part."""
-_NAMED = frozenset({"image_url", "input_image", "image", "video_url", "video"})
+_NAMED = frozenset({"image_url", "input_image", "image", "video_url", "video", "audio_url", "input_audio"})
 """Types of parts with a file that later requests may name by its ``uuid``."""
 _UNTYPED = ("image_url", "video_url", "image", "video", "audio_url", "input_audio", "text")
 """The fields by which a part without a type is known; the first that it has."""
@@ -86,7 +86,7 @@ def ignored_fields(
     Args:
         request: the request.
         path: where it was sent.
-        keeps_names: whether the ``uuid`` of a picture or video has an effect.
+        keeps_names: whether the ``uuid`` of a file has an effect.
     """
     ignored = Ignored()
     known = _BY_PATH.get(path) or (TOKENIZE_CHAT_FIELDS if "messages" in request else TOKENIZE_FIELDS)

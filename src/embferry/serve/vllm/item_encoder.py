@@ -27,7 +27,8 @@ from embferry.serve.vllm.instance import Incarnation, Instance
 from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.items import Item
 from embferry.serve.vllm.losses import ItemError, Losses
-from embferry.serve.vllm.probe_picture import probe_picture
+from embferry.serve.vllm.media_parts import WORDS, Kind
+from embferry.serve.vllm.probe_items import probe_item, probe_picture, probe_sound
 from embferry.serve.vllm.refused_items import refused_item
 from embferry.trust.digests import DamagedError, content_digest
 
@@ -111,7 +112,7 @@ class ItemEncoder:
 
         Raises:
             VerbatimError: an encoder refuses the request as wrong.
-            ItemError: image_corrupt or video_corrupt, if an encoder cannot read the item, or if encoders fail on it and
+            ItemError: image_corrupt, video_corrupt or audio_corrupt, if an encoder cannot read the item, or if encoders fail on it and
                 encode another one;
                 media_decoder_failed, if two ended during its encode.
             ServeError: no_worker if no encoder can be reached or has capacity, worker_failed if all fail.
@@ -151,7 +152,7 @@ class ItemEncoder:
                 if faults == 1:
                     if await self.fleet.encoder(item.uuid, request.model, tried, avoid) is None:
                         tried.discard(incarnation)  # once more here: there is no other
-                elif await self._encodes_another(encoder, request):
+                elif await self._encodes_another(encoder, request, item.kind):
                     raise self._not_encodable(item, str(error)) from error
                 else:
                     self.fleet.suspect(encoder)
@@ -199,26 +200,32 @@ class ItemEncoder:
         self._losses.note(item, incarnation, request.lost)
         return True
 
-    async def _encodes_another(self, encoder: Instance, request: ClientRequest) -> bool:
-        """Returns whether an encoder that failed on an item encodes a picture of the router's own."""
+    async def _encodes_another(self, encoder: Instance, request: ClientRequest, kind: Kind) -> bool:
+        """Returns whether an encoder that failed on an item encodes one of the router's own."""
         plain = ClientRequest({"model": request.model} if request.model else {}, request.headers)
         try:
             with self.fleet.count_in_flight(encoder):
-                response, _ = await self._post(encoder, plain, probe_picture(), None)
+                response, _ = await self._post(encoder, plain, probe_item(kind), None)
         except (httpx.TransportError, DamagedError) as error:
-            log.warning("%r does not encode the router's own picture: %s", encoder, reason_of(error))
+            log.warning("%r does not encode the router's own item: %s", encoder, reason_of(error))
             return False
         if response.status_code != 200:
-            log.warning("%r does not encode the router's own picture: status %s", encoder, response.status_code)
+            log.warning("%r does not encode the router's own item: status %s", encoder, response.status_code)
         return response.status_code == 200
 
     async def _why_unfit(self, encoder: Instance) -> str:
-        """Returns why an encoder fails on a picture of the router's own; empty if it does not, or is down or busy."""
+        """Returns why an encoder fails on a picture of the router's own; empty if it does not, or is down or busy.
+
+        One whose model takes no pictures gets a sound.
+        """
         model = next(iter(encoder.models), None)
         request = ClientRequest({"model": model} if model else {}, self.fleet.own_headers("fitness"))
         try:
             with self.fleet.count_in_flight(encoder):
-                await self._encode_at(encoder, request, probe_picture(), self.fleet.languages[0], None)
+                try:
+                    await self._encode_at(encoder, request, probe_picture(), self.fleet.languages[0], None)
+                except VerbatimError:
+                    await self._encode_at(encoder, request, probe_sound(), self.fleet.languages[0], None)
         except InstanceFaultError as error:
             return str(error)
         except UnusableResponseError as error:
@@ -229,8 +236,8 @@ class ItemEncoder:
 
     def _not_encodable(self, item: Item, why: str) -> ItemError:
         self.fleet.metrics.media_refused.labels("not_encodable").inc()
-        word = "picture" if item.kind == "image" else "video"
-        text = f"the {word} cannot be encoded, by instances that encode another picture: {why}"
+        another = WORDS["audio" if item.kind == "audio" else "image"]
+        text = f"the {WORDS[item.kind]} cannot be encoded, by instances that encode another {another}: {why}"
         log.warning("refused %s %s: %s", item.kind, item.uuid, text)
         return ItemError(f"{item.kind}_corrupt", text, item)
 

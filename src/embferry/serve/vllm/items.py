@@ -1,4 +1,4 @@
-"""The content of a request's pictures and videos: fetched, counted, and named by a digest."""
+"""The content of a request's pictures, videos and sounds: fetched, counted, and named by a digest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from embferry.serve.vllm.video_files import checked
 
 _ENCODE_OPTIONS = ("model", "mm_processor_kwargs", "media_io_kwargs")
 """Fields of a request that change the embedding of a picture."""
-_MEDIA_TYPES: dict[Kind, str] = {"image": "image/png", "video": "video/mp4"}
+_MEDIA_TYPES: dict[Kind, str] = {"image": "image/png", "video": "video/mp4", "audio": "audio/wav"}
 """For fetched files. vLLM goes by the bytes; only ``video/jpeg`` matters to it, which is a list of frames."""
 
 
@@ -35,7 +35,7 @@ _NOT_PLAIN = "-_% \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture or video. Two with the same content are equal.
+    """One picture, video or sound. Two with the same content are equal.
 
     Attributes:
         uuid: sha256, in hex, over the content and all that changes its embedding; vLLM's caches use it as the name. A
@@ -90,8 +90,9 @@ async def _data_url(part: MediaPart, fetcher: Fetcher, limits: MediaSettings, gr
     if await off_loop(len(url), _is_plain, url):
         if _size(url) > limits.max_bytes:
             raise ServeError("media_too_large", f"the file is larger than {limits.max_bytes:,} bytes (media.max_bytes)")
-        if part.kind == "video":
+        if part.kind != "image":  # a copy: of the data of a sound, or of a part of a video
             grow(_size(url))
+        if part.kind == "video":
             return await off_loop(len(url), _checked_video, url)
         data = _decoded(url, _SNIFFED)
     else:  # to fetch, or to write as vLLM reads it
@@ -101,6 +102,8 @@ async def _data_url(part: MediaPart, fetcher: Fetcher, limits: MediaSettings, gr
         url = await off_loop(len(data), _inlined, part.kind, data)
     if part.kind == "image":
         _check_picture(data)
+    elif part.kind == "audio":
+        _check_sound(data)
     return url
 
 
@@ -127,6 +130,15 @@ def _check_picture(data: bytes) -> None:
     found = format_of(data)
     if found is not None and found.kind == "video":
         raise ServeError("wrong_media_kind", f"the file is {with_article(found.name)} video; this part takes a picture")
+
+
+def _check_sound(data: bytes) -> None:
+    """Refuses a picture and an empty file. The formats of sounds are left to the instance; some are those of videos."""
+    if not data:
+        raise ServeError("media_empty", "the sound is empty")
+    found = format_of(data)
+    if found is not None and found.kind == "image":
+        raise ServeError("wrong_media_kind", f"the file is {with_article(found.name)} picture; this part takes a sound")
 
 
 def _decoded(url: str, characters: int | None = None) -> bytes:
@@ -167,7 +179,7 @@ def _size(url: str) -> int:
 
 def _digest(kind: Kind, url: str, options: bytes) -> str:
     head, _, payload = url.partition(",")
-    media_type = head.lower() if kind == "video" else ""  # vLLM ignores a picture's
+    media_type = head.lower() if kind == "video" else ""  # vLLM ignores others
     state = hashlib.sha256(f"{kind}\0{media_type}\0".encode() + options + b"\0")
     state.update(payload.encode())
     return state.hexdigest()

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Set
 from embferry.serve.errors import ServeError
 from embferry.serve.vllm.instance import Incarnation
 from embferry.serve.vllm.items import Item
+from embferry.serve.vllm.media_parts import WORDS
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Losses:
         lost = max(self._of(item), of_request, key=len)
         if len(lost) >= MOST and self._of(item):
             where = " and ".join(sorted({url for url, _ in lost}))
-            word = "picture" if item.kind == "image" else "video"
+            word = WORDS[item.kind]
             what = f"this {word}" if lost is not of_request else f"this {word} and others of its request"
             why = f"{len(lost)} instances ended while they encoded {what} ({where}), so it is given to no other"
             raise ItemError("media_decoder_failed", f"{why}; send it in another format", item)

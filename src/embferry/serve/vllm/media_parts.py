@@ -1,4 +1,4 @@
-"""The pictures and videos of a request, and the same request with other parts in their place.
+"""The pictures, videos and sounds of a request, and the same request with other parts in their place.
 
 Every field by which a client could name an embedding or an address to vLLM is refused here: the language instance would
 connect to that address, or take another client's picture for this one's.
@@ -15,14 +15,17 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.vllm.constraint_bounds import check_constraints
 
-Kind = Literal["image", "video"]
+Kind = Literal["image", "video", "audio"]
+WORDS: dict[Kind, str] = {"image": "picture", "video": "video", "audio": "sound"}
 
-_SOURCES: dict[str, Kind] = {"image_url": "image", "video_url": "video", "image": "image", "video": "video"}
-"""The fields that may hold the URL of a picture or a video."""
+_SOURCES: dict[str, Kind] = {
+    "image_url": "image", "video_url": "video", "image": "image", "video": "video", "audio_url": "audio",
+    "input_audio": "audio",
+}  # fmt: skip
+"""The fields that may hold a picture, a video or a sound: its URL, or the data of an ``input_audio``."""
 _BY_TYPE = {"input_image": "image_url", **{name: name for name in _SOURCES}}
 """Type of a part → its field with the URL."""
-_SOUNDS = ("audio_url", "input_audio")
-_FILES = (*_SOURCES, *_SOUNDS)
+_FILES = tuple(_SOURCES)
 _TEXTS = ("text", "input_text", "output_text", "refusal", "thinking", "tool_reference")
 MAX_MODEL_NAME, MAX_UUID = 1000, 256
 _RESERVED = ("ec_transfer_params", "kv_transfer_params")
@@ -34,10 +37,10 @@ _REPLACED = frozenset({"type", "uuid", "detail", *_FILES})
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """A picture or video: ``request[field][message]["content"][part]``.
+    """A picture, video or sound: ``request[field][message]["content"][part]``.
 
     Attributes:
-        url: empty if the client gives a name alone.
+        url: empty if the client gives a name alone; for the data of an ``input_audio``, a ``data:`` URL.
         extra: other fields of the part.
         uuid: the client's name for the file.
     """
@@ -54,20 +57,6 @@ class MediaPart:
     def param(self) -> str:
         """The part's place, for errors."""
         return f"{self.field}[{self.message}].content[{self.part}]"
-
-
-@dataclass(frozen=True, slots=True)
-class SoundPart:
-    """A sound by its URL: ``request["messages"][message]["content"][part]["audio_url"]``."""
-
-    message: int
-    part: int
-    url: str
-
-    @property
-    def param(self) -> str:
-        """The part's place, for errors."""
-        return f"messages[{self.message}].content[{self.part}]"
 
 
 def parse_request(body: bytes) -> dict[str, Any]:
@@ -101,7 +90,9 @@ def check_messages(request: dict[str, Any]) -> None:
 
 
 def media_parts(request: dict[str, Any]) -> list[MediaPart]:
-    """Returns all pictures and videos in the order of the prompt. Malformed messages are left for vLLM to refuse.
+    """Returns all pictures, videos and sounds in the order of the prompt.
+
+    Malformed messages are left for vLLM to refuse.
 
     Raises:
         ServeError: invalid_request, unsupported_value, with the part in ``param``.
@@ -114,34 +105,6 @@ def media_parts(request: dict[str, Any]) -> list[MediaPart]:
         why = "the audio of a video is not split from it; leave use_audio_in_video out"
         raise ServeError("unsupported_value", why, param="mm_processor_kwargs")
     return found
-
-
-def sound_parts(request: dict[str, Any]) -> list[SoundPart]:
-    """Returns all sounds that are given by a URL. vLLM would fetch it itself, past the router's checks.
-
-    Raises:
-        ServeError: invalid_request, with the part in ``param``.
-    """
-    found = []
-    for message, position, part in _parts(request):
-        source = part.get("audio_url")
-        if source is None:
-            continue
-        url = source.get("url") if isinstance(source, dict) else source
-        if not isinstance(url, str) or not url:
-            at = f"messages[{message}].content[{position}]"
-            raise ServeError("invalid_request", f"{at} must have one URL, in audio_url", param=at)
-        found.append(SoundPart(message, position, url))
-    return found
-
-
-def with_sounds(request: dict[str, Any], sounds: Sequence[tuple[SoundPart, str]]) -> dict[str, Any]:
-    """Returns a copy of the request with another URL for each of these sounds, and without uuids."""
-    copy = without_uuids(request)
-    for sound, url in sounds:
-        content = copy["messages"][sound.message]["content"]
-        content[sound.part] = {**content[sound.part], "type": "audio_url", "audio_url": {"url": url}}
-    return copy
 
 
 def with_parts(request: dict[str, Any], parts: Sequence[tuple[MediaPart, dict[str, Any]]]) -> dict[str, Any]:
@@ -172,23 +135,36 @@ def _media_part(message: int, position: int, part: dict[str, Any]) -> MediaPart 
     at = f"messages[{message}].content[{position}]"
     for embedded in _EMBEDDED:
         if embedded in part or part.get("type") == embedded:
-            why = f"{at}: {embedded} cannot come from a client; send the picture or video itself (image_url, video_url)"
+            why = f"{at}: {embedded} cannot come from a client; send the file itself (image_url, video_url, audio_url)"
             raise ServeError("unsupported_value", why, param=at)
     name = _source_of(part, at)
     if name is None:
         return None
     uuid = _uuid_in(part, at)
     source = part.get(name)
-    url = source.get("url") if isinstance(source, dict) else source
+    url = _url_of_data(source) if name == "input_audio" else source.get("url") if isinstance(source, dict) else source
     if url is None and uuid is not None:
         url = ""
     elif source is None:
         raise ServeError("invalid_request", f"{at}.{name} is missing", param=at)
+    elif not url and name == "input_audio":
+        raise ServeError("invalid_request", f"{at} must have a sound in base64, in input_audio.data", param=at)
     elif not isinstance(url, str) or not url:
         frames = "; a list of frames is data:video/jpeg;base64,FRAME,FRAME" if isinstance(source, list) else ""
         raise ServeError("invalid_request", f"{at} must have one URL, in {name}{frames}", param=at)
     extra = {key: value for key, value in part.items() if key not in _REPLACED}
     return MediaPart(message, position, _SOURCES[name], url, extra, uuid=uuid)
+
+
+def _url_of_data(source: Any) -> str | None:
+    """Returns the URL of an ``input_audio``; None if it has no data, and an empty one if that is no text.
+
+    Its ``format`` decides nothing: vLLM goes by the bytes.
+    """
+    data = source.get("data") if isinstance(source, dict) else source
+    if data is None:
+        return None
+    return f"data:audio/wav;base64,{data}" if data and isinstance(data, str) and isinstance(source, dict) else ""
 
 
 def _uuid_in(part: dict[str, Any], at: str) -> str | None:
@@ -200,7 +176,9 @@ def _uuid_in(part: dict[str, Any], at: str) -> str | None:
 
 
 def _source_of(part: dict[str, Any], at: str) -> str | None:
-    """Returns the field with the URL of a picture or video; None for another part, or one that vLLM refuses.
+    """Returns the field with the file of a part; None for another part, or one that vLLM refuses.
+
+    A part of an unknown type that has an ``audio_url`` is a sound: no instance may get the address.
 
     Raises:
         ServeError: invalid_request for a part with two files, or a file beside a text. vLLM would choose one by its own
@@ -210,8 +188,8 @@ def _source_of(part: dict[str, Any], at: str) -> str | None:
     given = [name for name in _FILES if part.get(name) is not None]
     if kind is None:
         own = given[0] if given else next((name for name in _SOURCES if name in part), None)
-    elif not isinstance(kind, str) or kind not in (*_BY_TYPE, *_SOUNDS, *_TEXTS):
-        return None
+    elif not isinstance(kind, str) or kind not in (*_BY_TYPE, *_TEXTS):
+        return "audio_url" if part.get("audio_url") is not None else None
     else:
         own = _BY_TYPE.get(kind, kind)
     if others := [name for name in given if name != own]:

@@ -1,4 +1,4 @@
-"""Pictures and videos to which clients have given a ``uuid``, so that later requests need not send them again.
+"""Pictures, videos and sounds to which clients have given a ``uuid``, so that later requests need not send them again.
 
 A name belongs to the client that gave it: the same name of another client is another name. What a client sends under a
 name counts from then on, so the file of a request is always the one that is answered about.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 from embferry.serve.vllm.items import Item
-from embferry.serve.vllm.media_parts import Kind, MediaPart
+from embferry.serve.vllm.media_parts import WORDS, Kind, MediaPart
 from embferry.serve.vllm.metrics import VllmRouterMetrics
 
 MAX_NAMES = 16_384
@@ -115,7 +115,7 @@ class NamedMedia:
         found = self._owned[owner].named.get(name) if owner in self._owned else None
         self._outcomes.labels("unknown" if found is None else "found").inc()
         if found is None:
-            word = "picture" if part.kind == "image" else "video"
+            word = WORDS[part.kind]
             why = f"this client has sent no {word} with the uuid {shown(part.uuid, 80)} that is still kept"
             where = f"(vllm.uuid_bytes, vllm.uuid_timeout); send the {word} itself, with the uuid"
             raise ServeError("unknown_media_uuid", f"{why} {where}", param=part.param)

@@ -9,7 +9,7 @@ from embferry.serve.text_limit import count_characters
 from embferry.serve.vllm.media_parts import MediaPart
 
 _SOUNDS = ("audio_url", "input_audio")
-"""Fields of a part that hold a file, beside those of pictures and videos."""
+"""Fields of a part that hold a sound."""
 
 
 def characters_of(request: dict[str, Any], media: Sequence[MediaPart]) -> int:
@@ -17,9 +17,9 @@ def characters_of(request: dict[str, Any], media: Sequence[MediaPart]) -> int:
 
     Args:
         request: the client's request.
-        media: its pictures and videos, whose URLs do not count. The files of sounds do not count either.
+        media: its pictures, videos and sounds, whose URLs do not count. Nothing in the field of a sound does.
     """
-    files = sum(len(part.url) for part in media)
+    files = sum(len(part.url) for part in media if part.kind != "audio")
     sounds = sum(count_characters(part.get(name)) for part in _parts(request) for name in _SOUNDS)
     return count_characters(request) - files - sounds
 
