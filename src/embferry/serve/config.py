@@ -394,11 +394,10 @@ class VllmSettings(Section):
     """Bytes of received embeddings that an instance that answers keeps (`cache_bytes` of its connector). An item that
     it should still have is not encoded again; with 0, every item of every request is encoded."""
     uuid_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
-    """Bytes of pictures, videos and sounds that the router keeps for clients that have given them a `uuid`, so that later
-    requests can name them without sending them. The client that has most loses its least recently used ones first. 0
-    keeps none."""
+    """Bytes of files that the router keeps for clients that have given them a `uuid`, so that later requests can name
+    them without sending them. The client that has most loses its least recently used ones first. 0 keeps none."""
     uuid_timeout: Seconds = 3600
-    """Seconds after its last use for which such a picture or video is kept."""
+    """Seconds after its last use for which such a file is kept."""
     failovers_per_item: Annotated[int, Field(ge=0)] = 3
     """How often an item may be encoded again by another instance during its transfer."""
     encoders: Positive = 1

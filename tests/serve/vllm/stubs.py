@@ -26,6 +26,12 @@ DEADLINE = 60.0
 Behaviour = Callable[["Stub", dict[str, Any]], Awaitable[httpx.Response]]
 SHAPE = {"tokens": 48, "width": 64, "dtype": "float32", "digest": "00"}
 """Coordinates that every embedding has."""
+METADATA: dict[str, dict[str, Any]] = {
+    "image_url": {"image_grid_thw": [[1, 12, 16]]},
+    "video_url": {"video_grid_thw": [2, 4, 4]},
+    "audio_url": {"audio_num_tokens": [25]},
+}
+"""Those of an item, by the type of its part."""
 HOLD = "hold"
 """In a stream: pauses until the test releases it."""
 BREAK = "break"
@@ -111,8 +117,7 @@ def encoded(room: int = 7, **changes: Any) -> Behaviour:
         asked = (body.get("ec_transfer_params") or {}).get("embferry") or {}
         coordinates = {"endpoint": f"tcp://{stub.host}:1", "room": asked.get("room", room)}
         coordinates |= SHAPE
-        metadata = {"image_grid_thw": [[1, 12, 16]]} if item["type"] == "image_url" else {"video_grid_thw": [2, 4, 4]}
-        entry: dict[str, Any] = {"item_indices": [0], "metadata": metadata, "embferry": coordinates}
+        entry: dict[str, Any] = {"item_indices": [0], "metadata": METADATA[item["type"]], "embferry": coordinates}
         entry = {key: value for key, value in (entry | changes).items() if value is not None}
         return httpx.Response(200, json={"choices": [], "ec_transfer_params": {item["uuid"]: entry}})
 
@@ -385,6 +390,10 @@ def data_url(content: bytes, media_type: str = "image/png") -> str:
 
 def video(content: bytes = b"a video") -> dict[str, Any]:
     return {"type": "video_url", "video_url": {"url": data_url(mp4(content), "video/mp4")}}
+
+
+def sound(content: bytes = b"a sound", **more: Any) -> dict[str, Any]:
+    return {"type": "audio_url", "audio_url": {"url": data_url(content, "audio/wav")}, **more}
 
 
 def mp4(content: bytes = b"a video") -> bytes:

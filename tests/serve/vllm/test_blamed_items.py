@@ -21,6 +21,7 @@ from tests.serve.vllm.stubs import (
     refused,
     request,
     routed,
+    sound,
     until,
     video,
 )
@@ -201,19 +202,20 @@ def fails_on(*contents: bytes) -> Behaviour:
         stub.behaviours.append(behave)
         part = body["messages"][0]["content"][0]
         sent = part[part["type"]]["url"]
-        bad = any(sent == one["image_url"]["url"] for one in map(picture, contents)) or part["type"] == "video_url"
+        files = [one[one["type"]]["url"] for content in contents for one in (picture(content), sound(content))]
+        bad = sent in files or part["type"] == "video_url"
         return await (refused(500, message="Failed to decode frame 0") if bad else encoded())(stub, body)
 
     return behave
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("what", ["image", "video"])
+@pytest.mark.parametrize("what", ["image", "video", "audio"])
 async def test_a_damaged_file_that_healthy_instances_answer_with_500_is_refused(what: str, count: int) -> None:
     encoders, (language,) = encoder_stubs(count), language_stubs(1)
     for encoder in encoders:
         encoder.behaviours = [fails_on(b"damaged")]
-    part = picture(b"damaged") if what == "image" else video()
+    part = {"image": picture(b"damaged"), "video": video(), "audio": sound(b"damaged")}[what]
     async with routed(*encoders, language, language_encodes=True) as router:
         answer = await router.ask(request(picture(b"sound"), part))
         assert (answer.status, answer.error["code"]) == (400, f"{what}_corrupt")

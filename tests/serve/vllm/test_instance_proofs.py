@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from embferry.serve.http.proofs import ProvedRequests
 from embferry.serve.vllm.instance_digests import InstanceDigests
+from embferry.serve.vllm.instance_proofs import is_proved
 from embferry.trust.digests import CONTENT_DIGEST, LINES, MESSAGE_DIGEST, content_digest
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.requests import INSTANCE
@@ -128,6 +129,25 @@ async def test_the_router_proves_its_requests_and_vllm_finds_the_api_key(stream:
             for asked in server.reached:
                 assert asked.headers.getlist("authorization") == ["Bearer k"]
             assert {asked.url.path for asked in server.reached} == {"/health", "/v1/models", "/v1/chat/completions"}
+
+
+@pytest.mark.usefixtures("key")
+@pytest.mark.parametrize("error", [RuntimeError("cannot decode"), ModuleNotFoundError("cannot decode"), KeyError()])
+async def test_an_exception_of_vllm_becomes_an_answer_with_a_proof(error: Exception) -> None:
+    """The server's own answer to it would come from outside of the middleware."""
+
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        raise error
+
+    asked = digested(httpx.Request("POST", "http://lang/v1/chat/completions", content=b"{}"))
+    app: Any = InstanceDigests(fails)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app, raise_app_exceptions=False)) as client:
+        answer = await client.send(asked, auth=proof())
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == (str(error) or "KeyError")
+    assert is_proved(answer)
+    with pytest.raises(type(error)):  # for the server's log
+        await httpx.ASGITransport(app=app).handle_async_request(answer.request)
 
 
 @pytest.mark.usefixtures("key")

@@ -14,7 +14,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.media_parts import media_parts
-from tests.serve.vllm.stubs import data_url, mp4, picture, request, text, video
+from tests.serve.vllm.stubs import data_url, mp4, picture, request, sound, text, video
 
 
 def loaded(asked: dict[str, Any], **limits: Any) -> list[Item]:
@@ -48,6 +48,7 @@ def test_the_name_is_a_digest_of_the_content() -> None:
     [
         request(picture(b"b")),
         request(video(b"a")),
+        request(sound(b"a")),
         request(picture(b"a"), mm_processor_kwargs={"max_pixels": 50176}),
         request(picture(b"a"), media_io_kwargs={"image": {"rgba_background_color": [0, 0, 0]}}),
         {**request(picture(b"a")), "model": "another"},
@@ -60,6 +61,22 @@ def test_options_that_change_the_embedding_change_the_name(other: dict[str, Any]
 def test_a_list_of_frames_differs_from_a_video_of_the_same_bytes() -> None:
     frames = {"type": "video_url", "video_url": {"url": data_url(mp4(b"a"), "video/jpeg")}}
     assert name(frames) != name(video(b"a"))
+
+
+DATA = data_url(b"a sound", "audio/wav")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_audio", "input_audio": {"data": DATA.partition(",")[2], "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": DATA.partition(",")[2], "format": "flac"}},
+        {"audio_url": data_url(b"a sound", "audio/mpeg")},
+        {"input_audio": {"data": DATA.partition(",")[2].rstrip("=") + "\n"}},
+    ],
+)
+def test_a_sound_has_one_name_in_whatever_form_it_comes(part: dict[str, Any]) -> None:
+    assert name(part) == name(sound(b"a sound"))
 
 
 WRITTEN = {
@@ -109,6 +126,14 @@ def test_a_file_has_the_name_of_the_same_bytes_inline(tmp_path: Path) -> None:
     ("content", "limits", "code", "param"),
     [
         ([picture(b"a"), picture(b"b")], {"max_images": 1}, "too_many_images", "messages"),
+        ([picture(b"a"), sound(b"a"), sound(b"b")], {"max_images": 1}, "too_many_sounds", "messages"),
+        ([text(), sound(b"a sound")], {"max_bytes": 3}, "media_too_large", "messages[0].content[1]"),
+        ([picture(b"x" * 99), sound(b"y" * 99)], {"max_total_bytes": 150}, "media_too_large", "messages"),
+        ([sound(b"")], {}, "media_empty", "messages[0].content[0]"),
+        ([sound(b"\x89PNG\r\n\x1a\n")], {}, "wrong_media_kind", "messages[0].content[0]"),
+        ([{"input_audio": {"data": "@@@@"}}], {}, "invalid_url", "messages[0].content[0]"),
+        ([{"input_audio": {"data": "AAAA,AAAA"}}], {}, "invalid_url", "messages[0].content[0]"),
+        ([{"input_audio": {"data": DATA}}], {}, "invalid_url", "messages[0].content[0]"),
         ([video()], {"max_videos": 1, "max_bytes": 3}, "media_too_large", "messages[0].content[0]"),
         ([picture(b"x" * 99), picture(b"y" * 99)], {"max_total_bytes": 150}, "media_too_large", "messages"),
         ([text(), {"image_url": "data:image/png,%PDF-1.7"}], {}, "unsupported_media_type", "messages[0].content[1]"),

@@ -11,17 +11,17 @@ import pytest
 from embferry.serve.errors import ServeError
 from embferry.serve.vllm.failures import VerbatimError
 from embferry.serve.vllm.media_parts import media_parts, parse_request, with_parts, without_uuids
-from tests.serve.vllm.stubs import picture, request, text, video
+from tests.serve.vllm.stubs import picture, request, sound, text, video
 
 URL = "https://host/a.png"
 
 
 def test_media_parts_know_their_place() -> None:
-    asked = request(text(), picture(), text(), video())
+    asked = request(text(), picture(), text(), video(), sound())
     asked["messages"].insert(0, {"role": "system", "content": "be brief"})
     asked["messages"].append({"role": "assistant", "content": None})
     found = media_parts(asked)
-    assert [(p.message, p.part, p.kind) for p in found] == [(1, 1, "image"), (1, 3, "video")]
+    assert [(p.message, p.part, p.kind) for p in found] == [(1, 1, "image"), (1, 3, "video"), (1, 4, "audio")]
     assert found[0].param == "messages[1].content[1]"
 
 
@@ -44,8 +44,38 @@ def test_every_way_to_write_a_picture(part: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("part", "url"),
+    [
+        ({"type": "audio_url", "audio_url": {"url": URL}}, URL),
+        ({"type": "audio_url", "audio_url": URL}, URL),
+        ({"audio_url": URL, "uuid": "a client's"}, URL),
+        ({"type": "zzz", "audio_url": URL}, URL),  # no instance may get the address
+        ({"type": 5, "audio_url": {"url": URL}, "image_url": "x"}, URL),
+        ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, "data:audio/wav;base64,AAAA"),
+        ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}}, "data:audio/wav;base64,AAAA"),
+        ({"input_audio": {"data": "AAAA"}}, "data:audio/wav;base64,AAAA"),
+        ({"input_audio": {"data": "AAAA", "format": ",x;base64,"}}, "data:audio/wav;base64,AAAA"),
+    ],
+)
+def test_every_way_to_write_a_sound(part: dict[str, Any], url: str) -> None:
+    (found,) = media_parts(request(part))
+    assert (found.kind, found.url) == ("audio", url)
+
+
+@pytest.mark.parametrize(
     ("part", "code"),
     [
+        ({"type": "input_audio"}, "invalid_request"),
+        ({"type": "input_audio", "input_audio": None}, "invalid_request"),
+        *(
+            ({"type": "input_audio", "input_audio": source, **more}, "invalid_request")
+            for source in ("AAAA", URL, 5, ["AAAA"], {"data": ""}, {"data": 5}, {"data": ["AAAA"]}, {"data": 0})
+            for more in ({}, {"uuid": "x"})
+        ),
+        ({"type": "input_audio", "input_audio": {"format": "wav"}}, "invalid_request"),
+        ({"type": "audio_url", "audio_url": {}}, "invalid_request"),
+        ({"type": "audio_url", "audio_url": [URL]}, "invalid_request"),
+        ({"type": "input_audio", "input_audio": {"data": "AAAA"}, "audio_url": URL}, "invalid_request"),
         ({"type": "image_embeds", "image_embeds": {"image_grid_thw": [1, 2, 2]}, "uuid": "x"}, "unsupported_value"),
         ({"type": "image_embeds", "uuid": "x"}, "unsupported_value"),
         ({"image_embeds": None, "uuid": "x"}, "unsupported_value"),

@@ -49,7 +49,7 @@ def test_a_body_that_is_no_request_is_refused(asked: Any, path: str, body: bytes
 
 
 @pytest.mark.parametrize("url", URLS, ids=lambda url: url[:20].encode("ascii", "backslashreplace").decode())
-@pytest.mark.parametrize("kind", ["image_url", "video_url"])
+@pytest.mark.parametrize("kind", ["image_url", "video_url", "audio_url"])
 def test_a_url_that_is_none_is_refused(asked: Any, kind: str, url: str) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": [{"type": kind, kind: {"url": url}}]}]}
     answer = asked("/v1/chat/completions", json.dumps(body).encode())

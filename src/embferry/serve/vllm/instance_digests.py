@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from embferry.protocol.text import printable
 from embferry.serve.errors import ServeError
 from embferry.serve.http.calls import checked_lines, is_streamed
 from embferry.serve.http.digests import Digests
@@ -35,6 +37,8 @@ from embferry.trust.trust import Trust
 
 CONTENT_TYPE = "Embferry-Content-Type"
 """The header with the media type of a streamed answer before it became lines."""
+_SHOWN = 300
+"""Characters of an exception that an answer repeats."""
 
 
 class InstanceDigests:
@@ -46,7 +50,7 @@ class InstanceDigests:
 
     def __init__(self, app: ASGIApp) -> None:
         protect()
-        self._served = app
+        self._served = _answered(app)
         keys = Trust.of_environment().keys
         self._app: ASGIApp = Digests(self._checked, error_response, lambda path: keys is not None)
         if keys is not None:
@@ -71,6 +75,33 @@ class InstanceDigests:
                 raise
         if body.is_damaged:
             await error_response(ServeError("body_damaged", "the body does not match its digest"))(scope, receive, send)
+
+
+def _answered(app: ASGIApp) -> ASGIApp:
+    """Returns the application with an answer to requests in which it raises, as the server would give it.
+
+    The server's own answer comes from outside of all middleware, so it has no digest and no proof. What was raised is
+    raised again: the server logs it.
+    """
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = scope["type"] != "http"
+
+        async def noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noting)
+        except Exception as error:
+            if not has_begun:
+                why = printable(str(error), _SHOWN) or type(error).__name__
+                content = {"error": {"message": why, "type": "InternalServerError", "param": None, "code": 500}}
+                await JSONResponse(content, 500)(scope, receive, send)
+            raise
+
+    return call
 
 
 class _CheckedBody:

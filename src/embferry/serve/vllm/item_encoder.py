@@ -112,8 +112,8 @@ class ItemEncoder:
 
         Raises:
             VerbatimError: an encoder refuses the request as wrong.
-            ItemError: image_corrupt, video_corrupt or audio_corrupt, if an encoder cannot read the item, or if encoders fail on it and
-                encode another one;
+            ItemError: image_corrupt, video_corrupt or audio_corrupt, if an encoder cannot read the item, or if encoders
+                fail on it and encode another one;
                 media_decoder_failed, if two ended during its encode.
             ServeError: no_worker if no encoder can be reached or has capacity, worker_failed if all fail.
         """
