@@ -117,7 +117,7 @@ def encoded(room: int = 7, **changes: Any) -> Behaviour:
         asked = (body.get("ec_transfer_params") or {}).get("embferry") or {}
         coordinates = {"endpoint": f"tcp://{stub.host}:1", "room": asked.get("room", room)}
         coordinates |= SHAPE
-        entry: dict[str, Any] = {"item_indices": [0], "metadata": METADATA[item["type"]], "embferry": coordinates}
+        entry: dict[str, Any] = {"item_indices": [0], "metadata": METADATA.get(item["type"]), "embferry": coordinates}
         entry = {key: value for key, value in (entry | changes).items() if value is not None}
         return httpx.Response(200, json={"choices": [], "ec_transfer_params": {item["uuid"]: entry}})
 
