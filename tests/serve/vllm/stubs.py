@@ -20,18 +20,13 @@ import httpx
 from embferry.serve.config import LanguageSettings, MediaSettings, RouterSettings, Settings, VllmSettings
 from embferry.serve.vllm.app import build
 from tests.serve.digested import digested
+from tests.serve.vllm.sound_parts import METADATA
 
 DEADLINE = 60.0
 """Seconds after which an unmet condition fails the test."""
 Behaviour = Callable[["Stub", dict[str, Any]], Awaitable[httpx.Response]]
 SHAPE = {"tokens": 48, "width": 64, "dtype": "float32", "digest": "00"}
 """Coordinates that every embedding has."""
-METADATA: dict[str, dict[str, Any]] = {
-    "image_url": {"image_grid_thw": [[1, 12, 16]]},
-    "video_url": {"video_grid_thw": [2, 4, 4]},
-    "audio_url": {"audio_num_tokens": [25]},
-}
-"""Those of an item, by the type of its part."""
 HOLD = "hold"
 """In a stream: pauses until the test releases it."""
 BREAK = "break"
@@ -390,10 +385,6 @@ def data_url(content: bytes, media_type: str = "image/png") -> str:
 
 def video(content: bytes = b"a video") -> dict[str, Any]:
     return {"type": "video_url", "video_url": {"url": data_url(mp4(content), "video/mp4")}}
-
-
-def sound(content: bytes = b"a sound", **more: Any) -> dict[str, Any]:
-    return {"type": "audio_url", "audio_url": {"url": data_url(content, "audio/wav")}, **more}
 
 
 def mp4(content: bytes = b"a video") -> bytes:

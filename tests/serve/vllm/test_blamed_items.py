@@ -9,6 +9,7 @@ import pytest
 
 from embferry.serve.vllm.items import Item
 from embferry.serve.vllm.losses import MAX_REMEMBERED, REMEMBERED_SECONDS, ItemError, Losses
+from tests.serve.vllm.sound_parts import sound
 from tests.serve.vllm.stubs import (
     Behaviour,
     Stub,
@@ -21,7 +22,6 @@ from tests.serve.vllm.stubs import (
     refused,
     request,
     routed,
-    sound,
     until,
     video,
 )

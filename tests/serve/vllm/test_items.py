@@ -14,7 +14,8 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.media_parts import media_parts
-from tests.serve.vllm.stubs import data_url, mp4, picture, request, sound, text, video
+from tests.serve.vllm.sound_parts import sound
+from tests.serve.vllm.stubs import data_url, mp4, picture, request, text, video
 
 
 def loaded(asked: dict[str, Any], **limits: Any) -> list[Item]:

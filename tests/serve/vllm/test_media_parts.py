@@ -11,7 +11,8 @@ import pytest
 from embferry.serve.errors import ServeError
 from embferry.serve.vllm.failures import VerbatimError
 from embferry.serve.vllm.media_parts import media_parts, parse_request, with_parts, without_uuids
-from tests.serve.vllm.stubs import picture, request, sound, text, video
+from tests.serve.vllm.sound_parts import sound
+from tests.serve.vllm.stubs import picture, request, text, video
 
 URL = "https://host/a.png"
 

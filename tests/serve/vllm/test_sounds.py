@@ -13,9 +13,9 @@ from embferry.serve.vllm.early import Offerings
 from embferry.serve.vllm.instance import Instance
 from embferry.serve.vllm.items import Item
 from embferry.serve.vllm.probe_items import probe_sound
+from tests.serve.vllm.sound_parts import METADATA, sound
 from tests.serve.vllm.stage_stubs import prefilled
 from tests.serve.vllm.stubs import (
-    METADATA,
     SHAPE,
     Answer,
     Behaviour,
@@ -28,7 +28,6 @@ from tests.serve.vllm.stubs import (
     refused,
     request,
     routed,
-    sound,
     text,
     until,
     video,
