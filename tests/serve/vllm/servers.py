@@ -80,9 +80,7 @@ class Servers:
             *("--enable-mm-embeds", "--host", "127.0.0.1", "--port", port),
         )
 
-    def _prepare(
-        self, folder: Path, environ: Mapping[str, str], make: Callable[[Path], object] | None = None
-    ) -> None:
+    def _prepare(self, folder: Path, environ: Mapping[str, str], make: Callable[[Path], object] | None = None) -> None:
         """Makes the model, and has what every method needs. Nothing is started."""
         from embferry.models import tiny_qwen
 

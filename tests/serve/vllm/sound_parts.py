@@ -13,6 +13,11 @@ METADATA: dict[str, dict[str, Any]] = {
 """Those of an item, by the type of its part."""
 
 
+def wav(content: bytes = b"a sound") -> bytes:
+    """Returns the beginning of a WAV file, with ``content`` where its samples would be."""
+    return b"RIFF....WAVE" + content
+
+
 def sound(content: bytes = b"a sound", **more: Any) -> dict[str, Any]:
-    url = f"data:audio/wav;base64,{base64.b64encode(content).decode()}"
+    url = f"data:audio/wav;base64,{base64.b64encode(wav(content)).decode()}"
     return {"type": "audio_url", "audio_url": {"url": url}, **more}

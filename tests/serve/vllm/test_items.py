@@ -14,7 +14,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.media_parts import media_parts
-from tests.serve.vllm.sound_parts import sound
+from tests.serve.vllm.sound_parts import sound, wav
 from tests.serve.vllm.stubs import data_url, mp4, picture, request, text, video
 
 
@@ -64,7 +64,7 @@ def test_a_list_of_frames_differs_from_a_video_of_the_same_bytes() -> None:
     assert name(frames) != name(video(b"a"))
 
 
-DATA = data_url(b"a sound", "audio/wav")
+DATA = data_url(wav(), "audio/wav")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ DATA = data_url(b"a sound", "audio/wav")
     [
         {"type": "input_audio", "input_audio": {"data": DATA.partition(",")[2], "format": "wav"}},
         {"type": "input_audio", "input_audio": {"data": DATA.partition(",")[2], "format": "flac"}},
-        {"audio_url": data_url(b"a sound", "audio/mpeg")},
+        {"audio_url": data_url(wav(), "audio/mpeg")},
         {"input_audio": {"data": DATA.partition(",")[2].rstrip("=") + "\n"}},
     ],
 )
@@ -130,8 +130,8 @@ def test_a_file_has_the_name_of_the_same_bytes_inline(tmp_path: Path) -> None:
         ([picture(b"a"), sound(b"a"), sound(b"b")], {"max_images": 1}, "too_many_sounds", "messages"),
         ([text(), sound(b"a sound")], {"max_bytes": 3}, "media_too_large", "messages[0].content[1]"),
         ([picture(b"x" * 99), sound(b"y" * 99)], {"max_total_bytes": 150}, "media_too_large", "messages"),
-        ([sound(b"")], {}, "media_empty", "messages[0].content[0]"),
-        ([sound(b"\x89PNG\r\n\x1a\n")], {}, "wrong_media_kind", "messages[0].content[0]"),
+        ([{"audio_url": "data:audio/wav;base64,"}], {}, "media_empty", "messages[0].content[0]"),
+        ([{"audio_url": data_url(b"\x89PNG\r\n\x1a\n")}], {}, "wrong_media_kind", "messages[0].content[0]"),
         ([{"input_audio": {"data": "@@@@"}}], {}, "invalid_url", "messages[0].content[0]"),
         ([{"input_audio": {"data": "AAAA,AAAA"}}], {}, "invalid_url", "messages[0].content[0]"),
         ([{"input_audio": {"data": DATA}}], {}, "invalid_url", "messages[0].content[0]"),

@@ -13,7 +13,7 @@ from embferry.serve.vllm.early import Offerings
 from embferry.serve.vllm.instance import Instance
 from embferry.serve.vllm.items import Item
 from embferry.serve.vllm.probe_items import probe_sound
-from tests.serve.vllm.sound_parts import METADATA, sound
+from tests.serve.vllm.sound_parts import METADATA, sound, wav
 from tests.serve.vllm.stage_stubs import prefilled
 from tests.serve.vllm.stubs import (
     SHAPE,
@@ -36,13 +36,13 @@ from tests.serve.vllm.stubs import (
 pytestmark = pytest.mark.asyncio
 
 ADDRESS = "http://169.254.169.254/latest"
-WAV = b"RIFF....WAVE"
+WAV = wav()
 DATA = data_url(WAV, "audio/wav")
 
 
-def said(content: bytes = WAV, **more: Any) -> dict[str, Any]:
+def said(content: bytes = b"a sound", **more: Any) -> dict[str, Any]:
     """Returns a sound as OpenAI's clients send it."""
-    data = data_url(content).partition(",")[2]
+    data = data_url(wav(content)).partition(",")[2]
     return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}, **more}
 
 
@@ -88,7 +88,7 @@ async def test_an_address_reaches_no_instance(part: dict[str, Any], code: str, b
 async def test_a_sound_is_encoded_once_and_the_language_instance_gets_its_length(tmp_path: Path, stream: bool) -> None:
     (tmp_path / "a.wav").write_bytes(WAV)
     encoder, language = Stub("e", "encode"), Stub("l", "language")
-    parts = [said(), sound(WAV, uuid="theirs"), {"audio_url": (tmp_path / "a.wav").as_uri()}]
+    parts = [said(), sound(uuid="theirs"), {"audio_url": (tmp_path / "a.wav").as_uri()}]
     async with routed(encoder, language, media={"allowed_folders": (tmp_path,)}) as router:
         for part in parts:
             assert (await router.ask(request(part, text(), stream=stream))).status == 200

@@ -173,7 +173,7 @@ class Fetcher:
         Each address has an equal share of the time that is left until ``until``, on the event loop's clock.
         """
         addresses = await permitted_addresses(parts, self._limits.allowed_hosts)
-        headers = {"Host": parts.netloc, "Accept": "image/*, video/*", "Accept-Encoding": "gzip"}
+        headers = {"Host": parts.netloc, "Accept": "image/*, video/*, audio/*", "Accept-Encoding": "gzip"}
         while True:
             address = addresses.pop(0)
             # Host and port are those that were checked, however httpx reads the URL.

@@ -11,6 +11,7 @@ In the order of a request:
 ``constraint_bounds`` bounds on the forms that answers are to have
 ``media_parts``     its pictures, videos and sounds, and the same request with other parts in their place
 ``video_files``     the video files that may go to an instance
+``sound_files``     the sound files that may go to an instance
 ``named_media``     files that later requests name without sending them
 ``items``           their content and their names
 ``prompt_prefixes`` what the prefix cache of an instance may cover
@@ -28,6 +29,7 @@ In the order of a request:
 ``stages``          asks a prefill instance, then a decode instance
 ``instance_digests`` digests between the router and an instance
 ``instance_videos`` protects an instance from damaged video files
+``instance_sounds`` protects an instance from sounds of odd rates
 ``instance``        one instance
 ``fleet``           the instances that there are
 ``failover``        what consumers report of embeddings under way, and their replacement

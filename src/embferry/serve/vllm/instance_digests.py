@@ -21,8 +21,8 @@ from embferry.serve.http.calls import checked_lines, is_streamed
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.errors import error_response
 from embferry.serve.http.proofs import line_writer
+from embferry.serve.vllm import instance_sounds, instance_videos
 from embferry.serve.vllm.instance_proofs import InstanceProofs, is_proved
-from embferry.serve.vllm.instance_videos import protect
 from embferry.trust.bounded_answers import MAX_COMPLETION_BYTES
 from embferry.trust.digests import (
     CONTENT_DIGEST,
@@ -44,12 +44,14 @@ _SHOWN = 300
 class InstanceDigests:
     """ASGI middleware of an instance. The environment says whether there is a cluster key.
 
-    It also protects the instance from damaged videos (:mod:`.instance_videos`): it is the part of this project that
-    every process of an instance has in which files are decoded.
+    It also protects the instance from damaged videos (:mod:`.instance_videos`) and odd sounds
+    (:mod:`.instance_sounds`): it is the part of this project that every process of an instance has in which files are
+    decoded.
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        protect()
+        instance_videos.protect()
+        instance_sounds.protect()
         self._served = _answered(app)
         keys = Trust.of_environment().keys
         self._app: ASGIApp = Digests(self._checked, error_response, lambda path: keys is not None)

@@ -7,7 +7,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from embferry.serve.media.fetch import Fetcher, Grow, is_frame_list
 from embferry.serve.media.formats import format_of, other_than_media, with_article
 from embferry.serve.media.limits import check_counts, fetch_all
 from embferry.serve.off_loop import off_loop
+from embferry.serve.vllm import sound_files, video_files
 from embferry.serve.vllm.media_parts import Kind, MediaPart
-from embferry.serve.vllm.video_files import checked
 
 _ENCODE_OPTIONS = ("model", "mm_processor_kwargs", "media_io_kwargs")
 """Fields of a request that change the embedding of a picture."""
@@ -90,21 +90,13 @@ async def _data_url(part: MediaPart, fetcher: Fetcher, limits: MediaSettings, gr
     if await off_loop(len(url), _is_plain, url):
         if _size(url) > limits.max_bytes:
             raise ServeError("media_too_large", f"the file is larger than {limits.max_bytes:,} bytes (media.max_bytes)")
-        if part.kind != "image":  # a copy: of the data of a sound, or of a part of a video
+        if part.kind != "image":
             grow(_size(url))
-        if part.kind == "video":
-            return await off_loop(len(url), _checked_video, url)
-        data = _decoded(url, _SNIFFED)
-    else:  # to fetch, or to write as vLLM reads it
-        data = await fetcher.fetch(url, grow)
-        if part.kind == "video":
-            data = await off_loop(len(data), checked, data)
-        url = await off_loop(len(data), _inlined, part.kind, data)
-    if part.kind == "image":
-        _check_picture(data)
-    elif part.kind == "audio":
-        _check_sound(data)
-    return url
+            return await off_loop(len(url), _checked_url, part.kind, url)
+        _check_picture(_decoded(url, _SNIFFED))
+        return url
+    data = await fetcher.fetch(url, grow)  # or decoded, to be written as vLLM reads it
+    return await off_loop(len(data), _allowed_url, part.kind, data)
 
 
 def head_of(url: str, nbytes: int) -> bytes:
@@ -116,29 +108,33 @@ def head_of(url: str, nbytes: int) -> bytes:
         return b""
 
 
-def _checked_video(url: str) -> str:
-    """Returns the URL of a video that may go to an instance."""
+def _checked_url(kind: Kind, url: str) -> str:
+    """Returns the URL of a file that may go to an instance."""
     data = _decoded(url)
-    allowed = checked(data)
-    return url if allowed is data else _inlined("video", allowed)
+    allowed = _CHECKS[kind](data)
+    return url if allowed is data else _inlined(kind, allowed)
 
 
-def _check_picture(data: bytes) -> None:
+def _allowed_url(kind: Kind, data: bytes) -> str:
+    return _inlined(kind, _CHECKS[kind](data))
+
+
+def _check_picture(data: bytes) -> bytes:
     """Refuses what is no picture by its first bytes. Formats that are unknown here are left to the instance."""
     if known := other_than_media(data):
         raise ServeError("unsupported_media_type", known)
     found = format_of(data)
     if found is not None and found.kind == "video":
         raise ServeError("wrong_media_kind", f"the file is {with_article(found.name)} video; this part takes a picture")
+    return data
 
 
-def _check_sound(data: bytes) -> None:
-    """Refuses a picture and an empty file. The formats of sounds are left to the instance; some are those of videos."""
-    if not data:
-        raise ServeError("media_empty", "the sound is empty")
-    found = format_of(data)
-    if found is not None and found.kind == "image":
-        raise ServeError("wrong_media_kind", f"the file is {with_article(found.name)} picture; this part takes a sound")
+_CHECKS: dict[Kind, Callable[[bytes], bytes]] = {
+    "image": _check_picture,
+    "video": video_files.checked,
+    "audio": sound_files.checked,
+}
+"""Return the bytes that an instance may get of a file, which may be others than were sent."""
 
 
 def _decoded(url: str, characters: int | None = None) -> bytes:

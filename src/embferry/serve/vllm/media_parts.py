@@ -142,7 +142,7 @@ def _media_part(message: int, position: int, part: dict[str, Any]) -> MediaPart 
         return None
     uuid = _uuid_in(part, at)
     source = part.get(name)
-    url = _url_of_data(source) if name == "input_audio" else source.get("url") if isinstance(source, dict) else source
+    url = _url_in(name, source)
     if url is None and uuid is not None:
         url = ""
     elif source is None:
@@ -156,11 +156,14 @@ def _media_part(message: int, position: int, part: dict[str, Any]) -> MediaPart 
     return MediaPart(message, position, _SOURCES[name], url, extra, uuid=uuid)
 
 
-def _url_of_data(source: Any) -> str | None:
-    """Returns the URL of an ``input_audio``; None if it has no data, and an empty one if that is no text.
+def _url_in(name: str, source: Any) -> Any:
+    """Returns the URL in a field of a part, as the client has written it; None if there is none.
 
-    Its ``format`` decides nothing: vLLM goes by the bytes.
+    An ``input_audio`` has data instead, and without data that are a text, an empty URL. Its ``format`` decides nothing:
+    vLLM goes by the bytes.
     """
+    if name != "input_audio":
+        return source.get("url") if isinstance(source, dict) else source
     data = source.get("data") if isinstance(source, dict) else source
     if data is None:
         return None

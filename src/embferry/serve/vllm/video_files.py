@@ -39,12 +39,21 @@ def checked(data: bytes) -> bytes:
     if form.reader == "gif" and not gif.is_animated(data):
         raise still_picture(form.name)
     try:
-        if form.reader in _CLAIMS:
-            _CLAIMS[form.reader](data)
-        if form.reader == "asf":
-            data = asf.reduced(data)
-        positions.check(data, form.reader)
+        return checked_container(data, form.reader)
     except ClaimError as error:
         code = "video_truncated" if error.truncated else "video_corrupt"
         raise ServeError(code, f"the {form.name} video is refused: {error}") from error
+
+
+def checked_container(data: bytes, reader: str) -> bytes:
+    """Returns a file for this demuxer of FFmpeg that may go to an instance; see :func:`checked`.
+
+    Raises:
+        ClaimError: its headers make no sense.
+    """
+    if reader in _CLAIMS:
+        _CLAIMS[reader](data)
+    if reader == "asf":
+        data = asf.reduced(data)
+    positions.check(data, reader)
     return data
