@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from embferry.serve.vllm.probe_items import probe_sound
 from tests.ports import free_port
 from tests.serve.vllm.servers import (
     CONDITION_S,
@@ -134,6 +135,8 @@ def test_errors_reach_the_client(servers: Servers) -> None:
     broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     with pytest.raises(openai.BadRequestError, match="cannot read this picture"):
         ask(broken, text())
+    with pytest.raises(openai.BadRequestError, match=r"At most 0 audio\(s\) may be provided in one prompt"):
+        ask(probe_sound().part(), text())
     with pytest.raises(openai.NotFoundError):
         ask(picture(1), model="other")
     with pytest.raises(openai.BadRequestError, match="cannot come from a client"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,8 +133,17 @@ async def test_the_router_proves_its_requests_and_vllm_finds_the_api_key(stream:
 
 
 @pytest.mark.usefixtures("key")
-@pytest.mark.parametrize("error", [RuntimeError("cannot decode"), ModuleNotFoundError("cannot decode"), KeyError()])
-async def test_an_exception_of_vllm_becomes_an_answer_with_a_proof(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("cannot decode"), "cannot decode"),
+        (ModuleNotFoundError("cannot decode"), "cannot decode"),
+        (KeyError(), "KeyError"),
+        (OSError(f"cannot open {io.BytesIO()!r}: why"), "cannot open <_io.BytesIO object>: why"),
+        (OSError("x" * 1000), "x" * 300 + "…"),
+    ],
+)
+async def test_an_exception_of_vllm_becomes_an_answer_with_a_proof(error: Exception, message: str) -> None:
     """The server's own answer to it would come from outside of the middleware."""
 
     async def fails(scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,7 +154,7 @@ async def test_an_exception_of_vllm_becomes_an_answer_with_a_proof(error: Except
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app, raise_app_exceptions=False)) as client:
         answer = await client.send(asked[0], auth=proof())
     assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == (str(error) or "KeyError")
+    assert answer.json()["error"]["message"] == message
     assert is_proved(answer)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app)) as client:
         with pytest.raises(type(error)):  # for the server's log

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.serve.vllm import tiny_audio
-from tests.serve.vllm.servers import GREEDY, MORE, Servers, until
+from tests.serve.vllm.servers import ENCODERS, GREEDY, MORE, Servers, picture, until
 from tests.serve.vllm.stubs import text
 
 pytestmark = [pytest.mark.vllm_http, pytest.mark.timeout(1800)]
@@ -120,20 +121,123 @@ def test_usage_and_logprobs_are_those_of_vllm(servers: Servers) -> None:
     assert ours.choices == theirs.choices
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ("AAAA", "cannot be encoded, by instances that encode another sound|cannot read this sound"),
-        (base64.b64encode(tiny_audio.sound(1, 0)).decode(), "no samples, or too few"),
-        ("@@@@", "not base64"),
-        (base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(99)).decode(), "a PNG picture"),
-    ],
-)
-def test_what_is_no_sound_is_refused(servers: Servers, data: str, message: str) -> None:
+FORMATS = [
+    *(("WAV", form) for form in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW")),
+    *(("AIFF", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_16"), ("W64", "PCM_16"), ("RF64", "PCM_16")),
+    *(("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS")),
+]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("form", FORMATS, ids="-".join)
+def test_every_format_is_answered_as_undivided(servers: Servers, form: tuple[str, str], channels: int) -> None:
+    if form[0] == "MP3" and channels > 2:
+        pytest.skip("MP3 has at most two channels")
+    part = encoded(tiny_audio.written(channels, *form, channels=channels), form[0].lower())
+    assert servers.tokens(servers.url, part, text()) == servers.tokens(servers.undivided, part, text())
+
+
+def encoded(data: bytes, form: str = "wav") -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": form}}
+
+
+@pytest.mark.parametrize("form", ["wav", "mp3", "../x", "wav;base64,AAAA"])
+def test_the_format_that_a_client_names_has_no_effect(servers: Servers, form: str) -> None:
+    part = encoded(tiny_audio.written(8, "FLAC", "PCM_16"), form)
+    expected = servers.tokens(servers.undivided, encoded(tiny_audio.written(8, "FLAC", "PCM_16")), text())
+    assert servers.tokens(servers.url, part, text()) == expected
+
+
+WAV = tiny_audio.sound(9)
+
+
+@cache
+def flac() -> bytes:
+    return tiny_audio.written(9, "FLAC", "PCM_16", seconds=3)
+
+
+def with_bytes(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+CUT = {
+    "samples that are missing": WAV[:20_000],
+    "a length of hours": with_bytes(WAV, 40, (230_400_000).to_bytes(4, "little")),
+}
+
+
+@pytest.mark.parametrize("what", CUT)
+def test_what_is_left_of_a_cut_sound_is_answered_as_undivided(servers: Servers, what: str) -> None:
+    part = encoded(CUT[what])
+    assert servers.tokens(servers.url, part, text()) == servers.tokens(servers.undivided, part, text())
+
+
+def streaminfo(samples: int) -> bytes:
+    """Returns the FLAC file with another number of samples in its head."""
+    field = int.from_bytes(flac()[18:26]) >> 36 << 36 | samples
+    return with_bytes(flac(), 18, field.to_bytes(8))
+
+
+REFUSED: dict[str, tuple[Callable[[], bytes], int, str]] = {
+    "three bytes": (lambda: bytes(3), 415, "the format of the bytes is unknown"),
+    "a list of files": (lambda: b"ffconcat version 1.0\nfile config.json\n", 415, "the format of the bytes is unknown"),
+    "a picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(99), 400, "a PNG picture"),
+    "no samples": (lambda: tiny_audio.sound(1, 0), 400, "no samples, or too few"),
+    "one sample": (lambda: tiny_audio.sound(1, 1 / tiny_audio.RATE), 400, "no samples, or too few"),
+    "a head alone": (lambda: WAV[:30], 400, "cannot be encoded, by instances that encode another sound"),
+    "half a FLAC": (
+        lambda: flac()[: len(flac()) // 2],
+        400,
+        "cannot be encoded, by instances that encode another sound",
+    ),
+    "a damaged FLAC": (lambda: with_bytes(flac(), 5000, bytes(2000)), 400, "by instances that encode another sound"),
+    "noise": (lambda: b"fLaC" + WAV, 400, "cannot be encoded, by instances that encode another sound"),
+    "no channels": (lambda: with_bytes(WAV, 22, bytes(2)), 400, "by instances that encode another sound"),
+    "no rate": (lambda: with_bytes(WAV, 24, bytes(4)), 400, "by instances that encode another sound"),
+    "a rate whose table is large": (
+        lambda: with_bytes(WAV, 24, (15_999).to_bytes(4, "little")),
+        400,
+        "cannot be resampled",
+    ),
+    "the greatest rate": (lambda: with_bytes(WAV, 24, b"\xff\xff\xff\x7f"), 400, "cannot be resampled"),
+    "an hour in a head": (lambda: streaminfo(3600 * tiny_audio.RATE), 400, "exceeds maximum allowed duration"),
+    "an unknown length": (lambda: streaminfo(0), 400, "exceeds maximum allowed duration"),
+    "an hour of silence": (lambda: tiny_audio.silence(3600), 400, "exceeds maximum allowed duration"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_encoded_is_refused(servers: Servers, what: str) -> None:
     import openai
 
-    part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-    with pytest.raises(openai.BadRequestError, match=message):
+    data, status, message = REFUSED[what]
+    with pytest.raises(openai.APIStatusError, match=message) as refused:
+        servers.tokens(servers.url, encoded(data()), text())
+    assert refused.value.status_code == status
+    assert " at 0x" not in str(refused.value)
+    assert len(servers.up()) == ENCODERS
+
+
+@pytest.mark.parametrize(
+    "content", [[said(1), picture(1), text()], [picture(1), text()]], ids=["beside a sound", "alone"]
+)
+def test_a_picture_for_a_model_of_sounds_is_refused_as_undivided(servers: Servers, content: list[Any]) -> None:
+    assert refusal(servers, servers.url, content) == refusal(servers, servers.undivided, content)
+
+
+def refusal(servers: Servers, url: str, content: list[Any]) -> str:
+    import openai
+
+    with pytest.raises(openai.BadRequestError) as refused:
+        servers.tokens(url, *content)
+    return str(refused.value.body)
+
+
+def test_what_is_no_base64_is_refused(servers: Servers) -> None:
+    import openai
+
+    part = {"type": "input_audio", "input_audio": {"data": "@@@@", "format": "wav"}}
+    with pytest.raises(openai.BadRequestError, match="not base64"):
         servers.tokens(servers.url, part, text())
 
 

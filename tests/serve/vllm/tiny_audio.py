@@ -71,3 +71,26 @@ def sound(seed: int, seconds: float = 1.0, rate: int = RATE) -> bytes:
             writer.setframerate(rate)
             writer.writeframes(samples)
         return file.getvalue()
+
+
+def written(seed: int, form: str, samples: str, seconds: float = 1.0, channels: int = 1) -> bytes:
+    """Returns a file of noise, by the names that libsndfile has for its format and its samples."""
+    import numpy as np
+    import soundfile
+
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, (round(seconds * RATE), channels))
+    return _file(soundfile, noise, form, samples)
+
+
+def silence(seconds: int) -> bytes:
+    """Returns a FLAC file, which is short however long it lasts."""
+    import numpy as np
+    import soundfile
+
+    return _file(soundfile, np.zeros(seconds * RATE, np.int16), "FLAC", "PCM_16")
+
+
+def _file(soundfile: Any, samples: Any, form: str, subtype: str) -> bytes:
+    with io.BytesIO() as file:
+        soundfile.write(file, samples, RATE, format=form, subtype=subtype)
+        return file.getvalue()

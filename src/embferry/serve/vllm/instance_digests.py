@@ -8,6 +8,7 @@ requests of others are refused (:mod:`.instance_proofs`); without one, they are 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 
 import httpx
@@ -39,6 +40,8 @@ CONTENT_TYPE = "Embferry-Content-Type"
 """The header with the media type of a streamed answer before it became lines."""
 _SHOWN = 300
 """Characters of an exception that an answer repeats."""
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""Where an object is in memory, which no client may know. vLLM's own answers leave it out too."""
 
 
 class InstanceDigests:
@@ -98,7 +101,7 @@ def _answered(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, noting)
         except Exception as error:
             if not has_begun:
-                why = printable(str(error), _SHOWN) or type(error).__name__
+                why = printable(_ADDRESS.sub("", str(error)), _SHOWN) or type(error).__name__
                 content = {"error": {"message": why, "type": "InternalServerError", "param": None, "code": 500}}
                 await JSONResponse(content, 500)(scope, receive, send)
             raise

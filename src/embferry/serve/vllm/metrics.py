@@ -24,7 +24,7 @@ class VllmRouterMetrics(ChatMetrics):
         early = "Requests to a language instance before their items were encoded: used, unexpected, failed"
         self.overlapped = counter("embferry_overlapped", early, ["outcome"])
         self.fallbacks = counter("embferry_fallbacks", "Requests sent undivided to a language instance")
-        names = "Pictures and videos that requests named without sending them: found, unknown"
+        names = "Files that requests named without sending them: found, unknown"
         self.named_media = counter("embferry_named_media", names, ["outcome"])
         self.named_bytes = self.gauge("embferry_named_media_bytes", "Bytes of files kept under the names of clients")
         self.encode_seconds = self.histogram("embferry_encode_call_seconds", "One item at an encode instance")
