@@ -128,11 +128,11 @@ FORMATS = [
 ]
 
 
-@pytest.mark.parametrize("channels", [1, 2, 6])
-@pytest.mark.parametrize("form", FORMATS, ids="-".join)
+@pytest.mark.parametrize(
+    ("form", "channels"),
+    [(form, channels) for form in FORMATS for channels in (1, 2, 6) if form[0] != "MP3" or channels <= 2],
+)
 def test_every_format_is_answered_as_undivided(servers: Servers, form: tuple[str, str], channels: int) -> None:
-    if form[0] == "MP3" and channels > 2:
-        pytest.skip("MP3 has at most two channels")
     part = encoded(tiny_audio.written(channels, *form, channels=channels), form[0].lower())
     assert servers.tokens(servers.url, part, text()) == servers.tokens(servers.undivided, part, text())
 
