@@ -45,7 +45,7 @@ def test_an_embedding_arrives_that_was_asked_for_before_it_is_encoded(pair: Pair
     rows = pair.publish("a")
     assert np.array_equal(pair.fetch("r", "a", coordinates), rows), "the encode's request has not finished"
     assert pair.produced("items_offered") == 1, "only the earlier one was in a response"
-    assert pair.count("bytes_sent_twice") == 0
+    assert pair.count("repeated_bytes") == 0
 
 
 def test_the_order_of_the_two_requests_and_the_encode_does_not_matter(pair: Pair) -> None:

@@ -106,5 +106,5 @@ def test_strangers_who_hold_connections_do_not_keep_scrapers_out() -> None:
             held.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=GUARD_S) as response:
             assert response.headers["content-type"].startswith("text/plain; version=")
-            assert b"embferry_ec_tokens_total" in response.read()
+            assert b"embferry_connector_tokens_total" in response.read()
         assert server._server.connections <= 32

@@ -37,20 +37,20 @@ def test_prometheus_reads_what_was_counted(counters: Counters, server: MetricsSe
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=GUARD_S) as response:
         lines = response.read().decode().splitlines()
     for line in (
-        "embferry_ec_tokens_total 300.0",
-        "embferry_ec_requests_failed_total 0.0",
-        'embferry_ec_failures_total{code="peer_gone"} 2.0',
-        'embferry_ec_failures_total{code="integrity_error"} 1.0',
-        "embferry_ec_offered_bytes 4096.0",
-        'embferry_ec_seconds_bucket{le="0.001"} 1.0',
-        'embferry_ec_seconds_bucket{le="0.003"} 2.0',
-        f'embferry_ec_seconds_bucket{{le="{BUCKETS[-1]}"}} 2.0',
-        'embferry_ec_seconds_bucket{le="+Inf"} 3.0',
-        "embferry_ec_seconds_count 3.0",
-        "embferry_ec_seconds_sum 100.0025",
+        "embferry_connector_tokens_total 300.0",
+        "embferry_connector_requests_failed_total 0.0",
+        'embferry_connector_failures_total{code="peer_gone"} 2.0',
+        'embferry_connector_failures_total{code="integrity_error"} 1.0',
+        "embferry_connector_offered_bytes 4096.0",
+        'embferry_connector_load_seconds_bucket{le="0.001"} 1.0',
+        'embferry_connector_load_seconds_bucket{le="0.003"} 2.0',
+        f'embferry_connector_load_seconds_bucket{{le="{BUCKETS[-1]}"}} 2.0',
+        'embferry_connector_load_seconds_bucket{le="+Inf"} 3.0',
+        "embferry_connector_load_seconds_count 3.0",
+        "embferry_connector_load_seconds_sum 100.0025",
     ):
         assert line in lines
-    assert not [line for line in lines if line.startswith("embferry_ec_kept_bytes")]
+    assert not [line for line in lines if line.startswith("embferry_connector_kept_bytes")]
 
 
 @pytest.mark.integration

@@ -37,7 +37,7 @@ def test_the_transfer_continues_where_it_stood(make_routed: MakeRouted) -> None:
         routed.count("failovers", "found"),
         routed.count("transfers", "success"),
     ) == (1, 1, 1)
-    assert routed.count("bytes_sent_twice") == 0
+    assert routed.count("repeated_bytes") == 0
     assert routed.count("wire_bytes") == NBYTES
 
 

@@ -146,7 +146,7 @@ def test_several_consumers_fetch_one_offer_at_once(stack: ExitStack, encoder: En
     until(lambda: all(language.consumer.require("r", "a", there) for language in consumers))
     for language in consumers:
         assert np.array_equal(language.rows("a"), rows_like(0))
-        assert (language.count("transfers", "success"), language.count("bytes_sent_twice")) == (1, 0)
+        assert (language.count("transfers", "success"), language.count("repeated_bytes")) == (1, 0)
     until(lambda: encoder.offered == 0)
     assert encoder.produced("offers_ended", "fetched") <= len(consumers)
 

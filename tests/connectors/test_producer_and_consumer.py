@@ -52,7 +52,7 @@ def test_the_pool_may_be_smaller_than_the_embedding(pair: Pair) -> None:
     assert np.array_equal(pair.fetch("r", "a", pair.offer("a")), rows)
     assert pair.count("resumed_transfers") >= TOKENS / (4 * 8) - 1
     assert pair.count("wire_bytes") == pair.count("embedding_bytes") == NBYTES
-    assert pair.count("bytes_sent_twice") == 0
+    assert pair.count("repeated_bytes") == 0
 
 
 def test_a_second_request_finds_the_embedding_at_the_consumer(pair: Pair) -> None:

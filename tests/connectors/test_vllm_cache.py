@@ -51,7 +51,9 @@ def engines(port: int, tmp_path: Path) -> Iterator[Engines]:
 
 def counted(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=GUARD_S) as response:
-        found = re.findall(r"^embferry_ec_(\w+?)(?:_total)?(?:{.*})? (\S+)$", response.read().decode(), re.MULTILINE)
+        found = re.findall(
+            r"^embferry_connector_(\w+?)(?:_total)?(?:{.*})? (\S+)$", response.read().decode(), re.MULTILINE
+        )
     return {name: float(value) for name, value in found}
 
 

@@ -60,7 +60,7 @@ def test_each_picture_is_encoded_once(producer: Engine, port: int) -> None:
     assert digests == [digests[0], digests[1]] * 2 + [digests[0]]
     assert digests[0] != digests[1]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=GUARD_S) as response:
-        found = dict(re.findall(r"^embferry_ec_(\w+_total) (\S+)$", response.read().decode(), re.MULTILINE))
+        found = dict(re.findall(r"^embferry_connector_(\w+_total) (\S+)$", response.read().decode(), re.MULTILINE))
     assert (found["items_encoded_total"], found["encodes_saved_total"]) == ("2.0", "3.0")
     language = Language(ConnectorConfig(transports=("shm",), peer_timeout=GUARD_S))
     try:

@@ -70,7 +70,7 @@ class Stage:
         """Returns the consumer's metrics by name and labels."""
         with urllib.request.urlopen(f"http://{LISTENS}:{self.metrics_port}/metrics", timeout=GUARD_S) as response:
             text = response.read().decode()
-        found = re.findall(r"^embferry_ec_(\S+) (\S+)$", text, re.MULTILINE)
+        found = re.findall(r"^embferry_connector_(\S+) (\S+)$", text, re.MULTILINE)
         return {name: float(value) for name, value in found}
 
 
@@ -157,7 +157,7 @@ def test_damaged_bytes_are_sent_again(stage: Stage) -> None:
     assert len(damaged) == 1
     assert answer["tokens"] == stage.whole(item)
     after = stage.metrics()
-    assert after["bytes_sent_twice_total"] > before["bytes_sent_twice_total"]
+    assert after["repeated_bytes_total"] > before["repeated_bytes_total"]
 
 
 def test_without_another_producer_the_request_fails_alone(stage: Stage) -> None:
@@ -251,6 +251,6 @@ def test_another_producer_takes_over_when_one_is_killed_in_the_middle(stage: Sta
         'failovers_total{outcome="found"}': 1,
         "embedding_bytes_total": LARGE,
         "wire_bytes_total": LARGE,
-        "bytes_sent_twice_total": 0,
+        "repeated_bytes_total": 0,
     }.items():
         assert after[name] - before.get(name, 0) == more

@@ -74,7 +74,7 @@ class Stage:
 
     def counted(self, name: str, metric: str) -> float:
         text = httpx.get(f"http://127.0.0.1:{self.metrics[name]}/metrics", trust_env=False).text
-        found = re.findall(rf"^embferry_ec_{re.escape(metric)} (\S+)$", text, re.MULTILINE)
+        found = re.findall(rf"^embferry_connector_{re.escape(metric)} (\S+)$", text, re.MULTILINE)
         return sum(map(float, found))
 
     def fetched(self) -> float:

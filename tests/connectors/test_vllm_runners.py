@@ -249,9 +249,9 @@ def test_the_counters_reach_vllm_s_statistics(make: Make) -> None:
         counts = [("items_offered", "", 2), ("failures", "peer_gone", 3)]
         shown.observe({"counts": counts, "seconds": [0.2]}, 0)
         labels = {"engine": "0", producer.runner: "x"}
-        assert REGISTRY.get_sample_value("embferry_ec_items_offered_total", labels) == 2
-        assert REGISTRY.get_sample_value("embferry_ec_failures_total", labels | {"code": "peer_gone"}) == 3
-        assert REGISTRY.get_sample_value("embferry_ec_seconds_count", labels) == 1
+        assert REGISTRY.get_sample_value("embferry_connector_items_offered_total", labels) == 2
+        assert REGISTRY.get_sample_value("embferry_connector_failures_total", labels | {"code": "peer_gone"}) == 3
+        assert REGISTRY.get_sample_value("embferry_connector_load_seconds_count", labels) == 1
     finally:
         for metric in (*shown._counters.values(), shown._seconds):
             REGISTRY.unregister(metric)

@@ -71,4 +71,4 @@ def test_the_answers_equal_those_of_one_process(
     pool = httpx.get(f"{language.url}/debug/pool", timeout=REQUEST_TIMEOUT, trust_env=False).json()
     assert pool == {"num_blocks": BLOCKS, "available": BLOCKS, "used": 0, "quarantined": 0}
     metrics = httpx.get(f"{language.url}/metrics", timeout=REQUEST_TIMEOUT, trust_env=False).text
-    assert f'embferry_transfer_bytes_total{{transport="{transport}"}}' in metrics
+    assert f'embferry_language_transfer_bytes_total{{transport="{transport}"}}' in metrics

@@ -86,16 +86,16 @@ async def test_its_numbers_are_those_of_the_metrics(inside: Inside) -> None:
         metrics = (await client.get("/metrics")).text
     lines = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
     for name, value in told["totals"].items():
-        if "embferry_client_" not in name and "http_requests" not in name:
+        if "embferry_router_client_" not in name and "http_requests" not in name:
             assert float(lines[name]) == value, name
-    assert told["totals"]['embferry_transfers_total{phase="resumed"}'] == 3 * 7
+    assert told["totals"]['embferry_router_transfers_total{phase="resumed"}'] == 3 * 7
     for series, metric in (("ttft", "first_token"), ("transfer", "transfer")):
         count, seconds = (sum(second[at] for second in told["samples"][series]) for at in (1, 2))
-        assert count == float(lines[f"embferry_chat_{metric}_seconds_count"]) == 3
-        assert seconds == pytest.approx(float(lines[f"embferry_chat_{metric}_seconds_sum"]), abs=1e-3)
+        assert count == float(lines[f"embferry_router_chat_{metric}_seconds_count"]) == 3
+        assert seconds == pytest.approx(float(lines[f"embferry_router_chat_{metric}_seconds_sum"]), abs=1e-3)
     events = {event["kind"]: event for event in told["events"]}
     assert (events["error"]["count"], events["error"]["code"]) == (1, "invalid_request")
-    assert lines['embferry_chat_errors_total{code="invalid_request"}'] == "1.0"
+    assert lines['embferry_router_chat_errors_total{code="invalid_request"}'] == "1.0"
 
 
 SECRETS = ("hunter2", "alice", "private.example", "tok-key")
@@ -139,7 +139,7 @@ def test_a_failure_and_the_second_attempt_are_events(
     (one,) = told["requests"]
     assert (one["attempts"], one["outcome"]) == (2, "answered")
     assert phases(one) == ["fetch", "encode", "decode"]
-    assert told["totals"]["embferry_chat_second_attempts_total"] == 1
+    assert told["totals"]["embferry_router_chat_second_attempts_total"] == 1
 
 
 @pytest.mark.asyncio

@@ -39,8 +39,8 @@ def test_the_same_worker_is_asked_once_more(deployment: Deployment, http: httpx.
     deployment.wait(lambda: deployment.fakes["language0"].aborted == rooms[:1])
     deployment.wait(lambda: deployment.fakes["encode0"].aborted == rooms[:1])
     assert deployment.fakes["language1"].requests == []
-    assert metric(http, 'embferry_damaged_messages_total{role="language"}') == 1
-    assert metric(http, "embferry_chat_second_attempts_total") == 1
+    assert metric(http, 'embferry_router_damaged_messages_total{role="language"}') == 1
+    assert metric(http, "embferry_router_chat_second_attempts_total") == 1
 
 
 def test_another_worker_is_asked_after_the_second_damage(deployment: Deployment, http: httpx.Client) -> None:

@@ -264,8 +264,8 @@ def test_when_the_client_leaves_both_workers_abort(
     reached = ["encode0"] if stage == "encode" else ["encode0", "language0"]
     deployment.wait(lambda: all(deployment.fakes[name].aborted == [room_of(deployment)] for name in reached))
     deployment.wait(lambda: deployment.fakes[held].left == 1)
-    deployment.wait(lambda: "embferry_chat_aborted_total 1.0" in http.get("/metrics").text)
-    deployment.wait(lambda: "embferry_chat_in_flight 0.0" in http.get("/metrics").text)
+    deployment.wait(lambda: "embferry_router_chat_aborted_total 1.0" in http.get("/metrics").text)
+    deployment.wait(lambda: "embferry_router_chat_in_flight 0.0" in http.get("/metrics").text)
 
 
 def test_a_complete_answer_is_not_aborted(deployment: Deployment, client: openai.OpenAI) -> None:

@@ -94,7 +94,7 @@ def test_another_language_worker_is_asked_before_the_first_token(
     assert [deployment.fakes[f"language{n}"].requests[0]["room"] for n in (0, 1)] == rooms
     deployment.wait(lambda: deployment.fakes["language0"].aborted == rooms[:1])
     deployment.wait(lambda: deployment.fakes["encode0"].aborted == rooms[:1])
-    assert "embferry_chat_second_attempts_total 1.0" in http.get("/metrics").text
+    assert "embferry_router_chat_second_attempts_total 1.0" in http.get("/metrics").text
 
 
 @stalls
@@ -191,5 +191,5 @@ def test_requests_beyond_the_bytes_are_refused_and_a_large_one_alone_is_not(
 
 def held_bytes(http: httpx.Client) -> float:
     lines = http.get("/metrics").text.splitlines()
-    (value,) = [line.split()[1] for line in lines if line.startswith("embferry_held_bytes ")]
+    (value,) = [line.split()[1] for line in lines if line.startswith("embferry_process_held_bytes ")]
     return float(value)

@@ -262,10 +262,10 @@ def test_a_router_has_keys_limits_and_metrics(tmp_path: Path) -> None:
             assert answer.headers["x-should-retry"] == "true"
             assert http.get("/v1/models", headers=bearer(bob)).status_code == 200
             metrics = http.get("/metrics").text
-            assert 'embferry_client_requests_total{key="alice",outcome="refused"} 1.0' in metrics
-            assert 'embferry_client_in_flight{key="alice"} 1.0' in metrics
+            assert 'embferry_router_client_requests_total{key="alice",outcome="refused"} 1.0' in metrics
+            assert 'embferry_router_client_in_flight{key="alice"} 1.0' in metrics
             sent = len(httpx.Request("POST", "http://x", json=body).content)
-            assert f'embferry_client_bytes_total{{key="alice"}} {sent}.0' in metrics
+            assert f'embferry_router_client_bytes_total{{key="alice"}} {sent}.0' in metrics
             deployment.release.set()
             held.join(100)
 

@@ -41,7 +41,7 @@ def test_prometheus_finds_router_and_workers(deployment: Deployment, http: httpx
     assert router == {
         "targets": [host],
         "labels": {
-            "__scheme__": "http", "__metrics_path__": "/metrics", "role": "router", "worker": deployment.url,
+            "__scheme__": "http", "__metrics_path__": "/metrics", "part": "router", "worker": deployment.url,
         },
     }  # fmt: skip
     assert [one["labels"]["worker"] for one in workers] == ["encode0", "language0"]
@@ -51,7 +51,7 @@ def test_prometheus_finds_router_and_workers(deployment: Deployment, http: httpx
         f"{router['labels']['__scheme__']}://{router['targets'][0]}{router['labels']['__metrics_path__']}",
         trust_env=False,
     )
-    assert b"embferry_workers" in scraped.content
+    assert b"embferry_router_workers" in scraped.content
 
 
 @pytest.mark.integration
@@ -84,7 +84,7 @@ def test_instances_of_vllm_are_listed_and_found_too() -> None:
             assert [one["id"] for one in workers] == [one["url"] for one in workers]
             assert workers[2]["trouble"]
             _, *groups = (await router.get("/sd")).json()
-            assert [group["labels"]["role"] for group in groups] == ["encode", "language", "language"]
+            assert [group["labels"]["part"] for group in groups] == ["encode", "language", "language"]
             refused = await router.get("/debug/pool")
             assert (refused.status, refused.json()["error"]["code"]) == (404, "not_found")
             assert "metrics_port" in refused.json()["error"]["message"]
@@ -103,4 +103,4 @@ def test_both_routers_have_the_same_metrics_for_the_same_things() -> None:
     assert common.items() <= before_vllm.items()
     assert ours.keys() & before_vllm.keys() == common.keys()
     for needed in ("http_requests", "chat_errors", "chat_seconds", "media_items", "workers", "worker_failures"):
-        assert f"embferry_{needed}" in common
+        assert f"embferry_router_{needed}" in common

@@ -167,17 +167,17 @@ def test_metrics_count_requests_tokens_and_transfers(http: httpx.Client) -> None
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
-    assert samples["embferry_http_requests_total", "/v1/chat/completions", "200"] == 1
-    assert samples["embferry_http_requests_total", "/v1/chat/completions", "404"] == 1
-    assert samples["embferry_http_requests_total", "404", "other"] == 1
-    assert samples["embferry_chat_errors_total", "model_not_found"] == 1
-    assert samples["embferry_completion_tokens_total",] == 3
-    assert samples["embferry_transfers_total", "initial"] == 1
-    assert samples["embferry_transfers_total", "resumed"] == 7
-    assert samples["embferry_transfer_bytes_total",] == 4096
-    assert samples["embferry_media_items_total", "image"] == 1
-    assert samples["embferry_workers", "encode"] == 1
-    assert samples["embferry_chat_first_token_seconds_count",] == 1
+    assert samples["embferry_router_http_requests_total", "/v1/chat/completions", "200"] == 1
+    assert samples["embferry_router_http_requests_total", "/v1/chat/completions", "404"] == 1
+    assert samples["embferry_router_http_requests_total", "404", "other"] == 1
+    assert samples["embferry_router_chat_errors_total", "model_not_found"] == 1
+    assert samples["embferry_router_completion_tokens_total",] == 3
+    assert samples["embferry_router_transfers_total", "initial"] == 1
+    assert samples["embferry_router_transfers_total", "resumed"] == 7
+    assert samples["embferry_router_transfer_bytes_total",] == 4096
+    assert samples["embferry_router_media_items_total", "image"] == 1
+    assert samples["embferry_router_workers", "encode"] == 1
+    assert samples["embferry_router_chat_first_token_seconds_count",] == 1
 
 
 def test_an_internal_error_reveals_nothing_but_its_id(

@@ -58,7 +58,7 @@ def test_one_too_many_gets_429_and_another_address_does_not(caplog: pytest.LogCa
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
     assert (answer.json()["error"]["code"], answer.json()["error"]["retryable"]) == ("rate_limited", True)
     assert statuses(app, "192.0.2.10") == [200, 200, 429, 429]
-    assert b"embferry_unproved_requests_refused_total 5.0" in metrics.exposition()
+    assert b"embferry_process_unproved_requests_refused_total 5.0" in metrics.exposition()
     assert len([line for line in caplog.messages if "more than 1 requests a second" in line]) == 1  # one a minute
 
 

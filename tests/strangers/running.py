@@ -30,9 +30,9 @@ MEMORY = 64 * MIB
 UNSPENT = ("_created", "_seconds_count", "_seconds_sum")
 """Ends of metrics that say when something was, not what was spent."""
 EXPECTED = (
-    "embferry_log_lines", "embferry_control_messages", "embferry_data_connections", "embferry_control_connections",
+    "process_", "embferry_process_log_lines",
+    "embferry_worker_control_messages", "embferry_worker_data_connections", "embferry_worker_control_connections",
     "embferry_bootstrap_connections", "embferry_bootstrap_evicted", "embferry_bootstrap_timed_out",
-    "embferry_http_requests", "embferry_client_",
 )  # fmt: skip
 """Metrics that say that something was refused, or count connections, which are compared by descriptors."""
 
@@ -124,10 +124,10 @@ class Running:
                 plain = name.partition("{")[0]
                 if line.startswith(("#", *EXPECTED)) or plain.endswith(UNSPENT) or "_bucket" in plain:
                     continue
-                if not (asking and (plain.endswith("_total") or plain == "embferry_cache_bytes")):
+                if not (asking and (plain.endswith("_total") or plain == "embferry_encode_cache_bytes")):
                     found[f"{view.name} {name}"] = float(value)
-        assert any("embferry_held_bytes" in name for name in found)
-        assert any("embferry_pool_blocks" in name for name in found)
+        assert any("embferry_process_held_bytes" in name for name in found)
+        assert any("embferry_language_pool_blocks" in name for name in found)
         return found
 
     def _descriptors(self) -> dict[str, int]:

@@ -61,7 +61,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "embferry_bootstrap_connections": ("gauge", (), "Open connections"),
     "embferry_bootstrap_evicted_connections_total": ("counter", (), "Connections that had to make room for others"),
     "embferry_bootstrap_timed_out_requests_total": ("counter", (), "Connections closed because their time was over"),
-    "embferry_bootstrap_unproved_requests_refused_total": (
+    "embferry_process_unproved_requests_refused_total": (
         "counter",
         (),
         "Requests without a proof of the cluster key that were too many of their address",
@@ -222,7 +222,7 @@ class BootstrapServer:
                 "embferry_bootstrap_connections": {"": self._http.connections},
                 "embferry_bootstrap_evicted_connections_total": {"": self._http.evicted},
                 "embferry_bootstrap_timed_out_requests_total": {"": self._http.timed_out},
-                "embferry_bootstrap_unproved_requests_refused_total": {"": self._http.rates.refused},
+                "embferry_process_unproved_requests_refused_total": {"": self._http.rates.refused},
             }
         lines: list[str] = []
         for name, samples in values.items():

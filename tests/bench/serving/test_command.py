@@ -75,7 +75,7 @@ def test_earlier_results_are_shown_and_compared_with_others(tmp_path: Path) -> N
 
 @pytest.mark.integration
 def test_an_endpoint_is_measured_compared_and_reported(tmp_path: Path) -> None:
-    metrics = "# TYPE embferry_ec_resumed_transfers counter\nembferry_ec_resumed_transfers_total 0.0\n"
+    metrics = "# TYPE embferry_connector_resumed_transfers counter\nembferry_connector_resumed_transfers_total 0.0\n"
     documents = {"/v1/models": '{"data": [{"id": "one"}]}', "/version": '{"version": "9.9"}', "/metrics": metrics}
     asked = []
 

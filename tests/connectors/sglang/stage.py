@@ -128,7 +128,9 @@ class Stage:
     def metrics(self) -> dict[str, float]:
         """Returns the metrics of the language server by name and labels."""
         text = httpx.get(f"http://{LISTENS}:{self.metrics_port}/metrics", timeout=WAIT_S, trust_env=False).text
-        return {name: float(value) for name, value in re.findall(r"^embferry_ec_(\S+) (\S+)$", text, re.MULTILINE)}
+        return {
+            name: float(value) for name, value in re.findall(r"^embferry_connector_(\S+) (\S+)$", text, re.MULTILINE)
+        }
 
     def wait_for_dispatch(self, count: int) -> None:
         """Waits until the language server has asked encoders for so many requests more than at the last call."""

@@ -92,7 +92,7 @@ def test_a_transfer_resumes_with_another_encoder_where_it_stopped() -> None:
         wait_complete(incoming)
         assert arrived(incoming, 1)
         counts = language.counters.read()
-        assert counts["bytes_sent_twice", ""] == 0
+        assert counts["repeated_bytes", ""] == 0
         assert counts["failovers", "found"] == 1
 
 
@@ -103,7 +103,7 @@ def test_a_transfer_starts_again_if_the_other_encoder_made_other_bytes() -> None
         incoming.made(second.encode(2, attempt=1, before=incoming.before))
         wait_complete(incoming)
         assert arrived(incoming, 2)
-        assert language.counters.read()["bytes_sent_twice", ""] > 0
+        assert language.counters.read()["repeated_bytes", ""] > 0
 
 
 def test_an_encoder_that_was_given_up_is_not_listened_to() -> None:

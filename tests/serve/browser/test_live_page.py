@@ -259,7 +259,7 @@ def test_a_page_that_is_closed_watches_no_more(visit: Visit, deployment: Deploym
 
     def watching() -> float:
         lines = httpx.get(f"{deployment.url}/metrics", trust_env=False).text.splitlines()
-        return float(next(line.split()[-1] for line in lines if line.startswith("embferry_client_in_flight{")))
+        return float(next(line.split()[-1] for line in lines if line.startswith("embferry_router_client_in_flight{")))
 
     assert watching() == 1
     page.close()

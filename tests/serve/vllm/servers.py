@@ -149,7 +149,7 @@ class Servers:
 
     def counted(self, name: str) -> float:
         """Returns a metric of the router, summed over its labels."""
-        return sum(_numbers(self.url, f"embferry_{name}"))
+        return sum(_numbers(self.url, f"embferry_router_{name}"))
 
     def encoded_by(self, encoder: str) -> float:
         """Returns how many requests this encoder has answered."""
@@ -165,7 +165,7 @@ class Servers:
 
     def received_by(self, name: str) -> float:
         """Returns how many embeddings this instance has received."""
-        return sum(_numbers(self.at(name), "embferry_ec_transfers_total"))
+        return sum(_numbers(self.at(name), "embferry_connector_transfers_total"))
 
     def at(self, name: str) -> str:
         """Returns the URL of this ``vllm serve``."""

@@ -296,10 +296,10 @@ class Router:
 
         await until(are_up)
 
-    async def counted(self, name: str, labels: str = "") -> float:
+    async def counted(self, name: str, labels: str = "", part: str = "router") -> float:
         """Returns a value from ``/metrics``."""
         text = (await self.get("/metrics")).body.decode()
-        found = [line.split()[1] for line in text.splitlines() if line.startswith(f"embferry_{name}{labels} ")]
+        found = [line.split()[1] for line in text.splitlines() if line.startswith(f"embferry_{part}_{name}{labels} ")]
         assert len(found) == 1, text
         return float(found[0])
 

@@ -79,7 +79,7 @@ def where(body: dict[str, Any]) -> list[dict[str, Any]]:
 async def counts(router: Router) -> dict[str, float]:
     text = (await router.get("/metrics")).body.decode()
     names = ("used", "unexpected", "failed")
-    found = {name: f'embferry_overlapped_total{{outcome="{name}"}} ' for name in names}
+    found = {name: f'embferry_router_overlapped_total{{outcome="{name}"}} ' for name in names}
     lines = text.splitlines()
     return {
         name: float(line.removeprefix(start))

@@ -130,6 +130,6 @@ async def test_whole_answers_count_for_the_bytes_of_their_client(long: Behaviour
         assert answer.headers["retry-after"] == "1"
         language.release.set()
         assert (await first.answer()).status == 200
-        assert await router.counted("held_bytes") == 0
+        assert await router.counted("held_bytes", part="process") == 0
         language.behaviours = [long]
         assert (await router.ask(request(text()))).status == 200, "it is the only one of its client"

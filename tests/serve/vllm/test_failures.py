@@ -70,13 +70,13 @@ async def test_requests_beyond_the_bytes_are_refused_and_a_large_one_alone_is_no
         encoder.behaviours = [held]
         large = router.call(request(picture(b"x" * 2000)))
         await until(lambda: encoder.holding)
-        assert await router.counted("held_bytes") > 2000
+        assert await router.counted("held_bytes", part="process") > 2000
         refused_now = await router.ask(request(text()))
         assert (refused_now.status, refused_now.headers["retry-after"]) == (503, "1")
         assert refused_now.error["code"] == "capacity_exhausted"
         encoder.release.set()
         assert (await large.answer()).status == 200
-        assert await router.counted("held_bytes") == 0
+        assert await router.counted("held_bytes", part="process") == 0
         assert (await router.ask(request(text()))).status == 200
 
 

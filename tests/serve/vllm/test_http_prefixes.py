@@ -75,7 +75,7 @@ def user(*content: Any) -> dict[str, Any]:
 
 def counts(servers: Servers) -> tuple[float, float, float]:
     """Returns the encodes and those that were not necessary, and how often the instance needed what it still has."""
-    reused = counted_by(servers, "language-0", r"embferry_ec_cache_hits_total[{ ]")
+    reused = counted_by(servers, "language-0", r"embferry_connector_cache_hits_total[{ ]")
     return servers.counted("encodes_total"), servers.counted("encodes_skipped_total"), reused
 
 
@@ -155,5 +155,5 @@ def test_after_a_restart_an_encoder_finds_what_it_had_encoded(servers: CachingSe
     until(lambda: servers.log.count("encode-0 answers at") == 2)
     until(lambda: answers(servers.at("encode-0") + "/health"))
     assert ask(servers, asked, cache_salt="another")[1] == tokens
-    assert counted_by(servers, "encode-0", r"embferry_ec_shared_cache_hits_total[{ ]") == 1
-    assert counted_by(servers, "encode-0", r"embferry_ec_items_encoded_total[{ ]") == 0
+    assert counted_by(servers, "encode-0", r"embferry_connector_shared_cache_hits_total[{ ]") == 1
+    assert counted_by(servers, "encode-0", r"embferry_connector_items_encoded_total[{ ]") == 0

@@ -68,7 +68,7 @@ async def test_a_picture_is_named_in_a_later_request(form: dict[str, Any], strea
         if not stream:
             assert answer.json() == completion("a red circle")
         assert await router.counted("named_media_total", '{outcome="found"}') == 1
-        assert await router.counted("held_bytes") == 0
+        assert await router.counted("held_bytes", part="process") == 0
     assert language.requests[0]["messages"] == language.requests[1]["messages"]
     assert len(encoder.requests) == 1  # the instance has it
     assert shown_to(language) != ["x"]  # instances never see the name
@@ -176,7 +176,7 @@ async def test_the_limits_hold_for_named_pictures() -> None:
         await router.ask(request(picture(b"x" * 3000, uuid="x")))
         answer = await router.ask(request(*[named()] * 3))
         assert (answer.status, answer.error["code"]) == (400, "too_many_images")
-        assert await router.counted("held_bytes") == 0
+        assert await router.counted("held_bytes", part="process") == 0
         assert await router.counted("named_media_bytes") == len(picture(b"x" * 3000)["image_url"]["url"])
 
 

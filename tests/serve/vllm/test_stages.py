@@ -150,7 +150,7 @@ async def test_the_roles_are_shown() -> None:
             ("prefill", prefill.url),
             *(("decode", decode.url) for decode in decodes),
         ]
-        roles = [group["labels"]["role"] for group in (await router.get("/sd")).json()]
+        roles = [group["labels"]["part"] for group in (await router.get("/sd")).json()]
         assert sorted(roles) == ["decode", "decode", "encode", "prefill", "router"]
 
 

@@ -94,11 +94,14 @@ def test_answer_and_usage_are_those_of_the_undivided_model(servers: Servers, var
 
 def test_a_preempted_request_gets_its_embeddings_again(servers: Servers) -> None:
     contents = [[picture(100 + number), text()] for number in range(3)] + [[video(110, 4), text()]]
-    before = servers.metric("decode-0", "vllm:num_preemptions_total"), servers.metric("decode-0", "embferry_ec_tokens")
+    before = (
+        servers.metric("decode-0", "vllm:num_preemptions_total"),
+        servers.metric("decode-0", "embferry_connector_tokens"),
+    )
     found = together(servers, [lambda content=content: long_answer(servers, content) for content in contents])
     assert found == [long_answer(servers, content, servers.undivided) for content in contents]
     assert servers.metric("decode-0", "vllm:num_preemptions_total") > before[0]
-    assert servers.metric("decode-0", "embferry_ec_tokens_total") > before[1]
+    assert servers.metric("decode-0", "embferry_connector_tokens_total") > before[1]
 
 
 def test_a_prefill_instance_that_ends_before_its_blocks_are_fetched(servers: Servers) -> None:

@@ -172,14 +172,14 @@ def test_the_bounds_are_in_the_metrics(join: MakeJoined) -> None:
 
     for app in (joined.encode_app, joined.language_app):
         lines = run(read(app))
-        assert "embferry_held_bytes 0.0" in lines
-        assert 'embferry_control_messages_total{outcome="rejected"} 0.0' in lines
-        assert 'embferry_control_messages_total{outcome="dropped"} 0.0' in lines
-        assert 'embferry_transport_lost{transport="memory"} 0.0' in lines
+        assert "embferry_process_held_bytes 0.0" in lines
+        assert 'embferry_worker_control_messages_total{outcome="rejected"} 0.0' in lines
+        assert 'embferry_worker_control_messages_total{outcome="dropped"} 0.0' in lines
+        assert 'embferry_worker_transport_lost{transport="memory"} 0.0' in lines
     lines = run(read(joined.encode_app))
-    assert "embferry_parked_requests 0.0" in lines
-    assert "embferry_parked_bytes 0.0" in lines
-    assert any(line.startswith("embferry_control_connections ") for line in lines)
+    assert "embferry_encode_parked_requests 0.0" in lines
+    assert "embferry_encode_parked_bytes 0.0" in lines
+    assert any(line.startswith("embferry_worker_control_connections ") for line in lines)
 
 
 # Beside the event loop, and signs of life

@@ -346,15 +346,17 @@ def test_workers_report_health_readiness_metrics_and_pool(join: MakeJoined) -> N
         assert run(read(app, "/nowhere"))[0] == 404
     total = float(answer.last["transfer"]["total_tokens"])
     metrics = run(read(joined.language_app, "/metrics"))[1].splitlines()
-    assert f"embferry_transfer_tokens_total {total}" in metrics
-    assert f'embferry_transfers_total{{phase="resumed"}} {float(answer.last["transfer"]["resumed"])}' in metrics
-    assert 'embferry_pool_blocks{state="free"} 2.0' in metrics
-    assert "embferry_ttft_seconds_count 1.0" in metrics
+    assert f"embferry_language_transfer_tokens_total {total}" in metrics
+    assert (
+        f'embferry_language_transfers_total{{phase="resumed"}} {float(answer.last["transfer"]["resumed"])}' in metrics
+    )
+    assert 'embferry_language_pool_blocks{state="free"} 2.0' in metrics
+    assert "embferry_language_first_token_seconds_count 1.0" in metrics
     metrics = run(read(joined.encode_app, "/metrics"))[1].splitlines()
-    assert f"embferry_transfer_tokens_total {total}" in metrics
-    assert 'embferry_cache_lookups_total{outcome="miss"} 1.0' in metrics
-    assert 'embferry_rooms_total{outcome="delivered"} 1.0' in metrics
-    assert 'embferry_rooms_by_state{state="inflight"} 0.0' in metrics
+    assert f"embferry_encode_transfer_tokens_total {total}" in metrics
+    assert 'embferry_encode_cache_lookups_total{outcome="miss"} 1.0' in metrics
+    assert 'embferry_encode_rooms_ended_total{outcome="delivered"} 1.0' in metrics
+    assert 'embferry_encode_rooms{state="inflight"} 0.0' in metrics
     pool = json.loads(run(read(joined.language_app, "/debug/pool"))[1])
     assert pool == {"num_blocks": 2, "available": 2, "used": 0, "quarantined": 0}
 

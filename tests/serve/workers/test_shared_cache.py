@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> FolderStore:
 
 
 def count(joined: Joined, name: str, **labels: str) -> float:
-    return joined.encode.metrics.registry.get_sample_value(f"embferry_{name}_total", labels) or 0.0
+    return joined.encode.metrics.registry.get_sample_value(f"embferry_encode_{name}_total", labels) or 0.0
 
 
 def encodes(joined: Joined) -> float:

@@ -32,7 +32,7 @@ def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
 def counted(cluster: LocalCluster, name: str) -> float:
     """Returns a metric of the encode worker, summed over its labels."""
     text = httpx.get(f"{worker(cluster, 'encode').url}/metrics", timeout=DEADLINE, trust_env=False).text
-    lines = [line for line in text.splitlines() if re.match(rf"embferry_{name}[{{ ]", line)]
+    lines = [line for line in text.splitlines() if re.match(rf"embferry_encode_{name}[{{ ]", line)]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 

@@ -8,19 +8,19 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 COUNTERS = {
-    "transfers": ("embferry_ec_transfers_total",),
-    "resumes": ("embferry_ec_resumed_transfers_total",),
-    "failovers": ("embferry_ec_failovers_total",),
-    "bytes on the wire": ("embferry_ec_wire_bytes_total",),
-    "bytes sent twice": ("embferry_ec_bytes_sent_twice_total",),
-    "encodes": ("embferry_ec_items_encoded_total",),
-    "encodes saved": ("embferry_ec_encodes_saved_total", "embferry_encodes_skipped_total"),
-    "found at the consumer": ("embferry_ec_cache_hits_total",),
-    "failed embeddings": ("embferry_ec_failures_total",),
-    "encode retries": ("embferry_encode_retries_total",),
-    "second attempts": ("embferry_chat_second_attempts_total",),
-    "time in encoders": ("embferry_encode_call_seconds_sum",),
-    "time until embeddings arrived": ("embferry_ec_seconds_sum",),
+    "transfers": ("embferry_connector_transfers_total",),
+    "resumes": ("embferry_connector_resumed_transfers_total",),
+    "failovers": ("embferry_connector_failovers_total",),
+    "bytes on the wire": ("embferry_connector_wire_bytes_total",),
+    "bytes sent twice": ("embferry_connector_repeated_bytes_total",),
+    "encodes": ("embferry_connector_items_encoded_total",),
+    "encodes saved": ("embferry_connector_encodes_saved_total", "embferry_router_encodes_skipped_total"),
+    "found at the consumer": ("embferry_connector_cache_hits_total",),
+    "failed embeddings": ("embferry_connector_failures_total",),
+    "encode retries": ("embferry_router_encode_retries_total",),
+    "second attempts": ("embferry_router_chat_second_attempts_total",),
+    "time in encoders": ("embferry_router_encode_call_seconds_sum",),
+    "time until embeddings arrived": ("embferry_connector_load_seconds_sum",),
 }
 """Figures of a report, and the metrics that are added up, over all servers and labels; in bytes or seconds if the name
 says so. If one is missing, the figure is missing."""

@@ -232,5 +232,5 @@ class IncomingPart:
         if outcome == "success":
             self._counters.add("tokens", tokens)
             self._counters.add("embedding_bytes", tokens * token_bytes)
-            self._counters.add("bytes_sent_twice", max(0, received - tokens) * token_bytes)
+            self._counters.add("repeated_bytes", max(0, received - tokens) * token_bytes)
             self._counters.observe_seconds(time.monotonic() - self._began)

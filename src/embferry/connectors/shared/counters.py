@@ -33,7 +33,7 @@ class Definition(NamedTuple):
 
 LIMITS = ServerLimits(connections=64, connections_per_address=32)
 """Bounds on what scrapers, and strangers in their place, can hold in an engine."""
-PREFIX = "embferry_ec_"
+PREFIX = "embferry_connector_"
 COUNTERS = {
     "transfers": Definition("Transfers of embeddings that have ended", ("outcome",)),
     "resumed_transfers": Definition("Resumed transfers after an initial one, because of a small pool or a loss"),
@@ -42,7 +42,7 @@ COUNTERS = {
     "tokens": Definition("Tokens of embeddings that have arrived complete"),
     "embedding_bytes": Definition("Bytes of embeddings that have arrived complete"),
     "wire_bytes": Definition("Bytes of embeddings that were received over a transport and verified"),
-    "bytes_sent_twice": Definition("Received bytes that were damaged or received before"),
+    "repeated_bytes": Definition("Received bytes that were damaged or received before"),
     "failures": Definition("Embeddings that could not be obtained, by the error's code", ("code",)),
     "requests_failed": Definition("Requests that failed because an embedding could not be obtained"),
     "encoded_here": Definition("Embeddings that could not be obtained and were encoded by the consumer itself"),
@@ -142,7 +142,7 @@ class Counters(Collector):
         for name, parts in self._gauges.items():
             yield GaugeMetricFamily(PREFIX + name, GAUGES[name].help, value=sum(part() for part in parts))
         buckets = list(zip([*map(str, BUCKETS), "+Inf"], cumulative, strict=True))
-        yield HistogramMetricFamily(PREFIX + "seconds", SECONDS.help, buckets=buckets, sum_value=total)
+        yield HistogramMetricFamily(PREFIX + "load_seconds", SECONDS.help, buckets=buckets, sum_value=total)
 
 
 class MetricsServer:

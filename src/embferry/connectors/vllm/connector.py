@@ -65,7 +65,7 @@ class PromMetrics(ECConnectorPromMetrics):  # type: ignore[misc]  # vLLM is not 
             name: self._counter_cls(PREFIX + name, definition.help, [*labelnames, *definition.labels])
             for name, definition in COUNTERS.items()
         }
-        self._seconds = self._histogram_cls(PREFIX + "seconds", SECONDS.help, labelnames, buckets=BUCKETS)
+        self._seconds = self._histogram_cls(PREFIX + "load_seconds", SECONDS.help, labelnames, buckets=BUCKETS)
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         labels = self.per_engine_labelvalues[engine_idx]

@@ -224,7 +224,7 @@ class IncomingEmbedding:
         if outcome == "success":
             self._counters.add("tokens", shape.tokens)
             self._counters.add("embedding_bytes", shape.nbytes)
-            self._counters.add("bytes_sent_twice", max(0, received - shape.tokens) * shape.token_bytes)
+            self._counters.add("repeated_bytes", max(0, received - shape.tokens) * shape.token_bytes)
             self._counters.observe_seconds(time.monotonic() - self._began)
 
     # Coordinates without an endpoint, or a manager that has failed: the router names the producer.

@@ -226,7 +226,7 @@ class SharedCacheMetrics:
     """The counts of a store among a worker's metrics."""
 
     def __init__(self, metrics: Metrics, store: Store) -> None:
-        prefix = "embferry_shared_cache"
+        prefix = "embferry_encode_shared_cache"
         self._hits = metrics.counter(f"{prefix}_hits", "Embeddings found in the cache that encoders share")
         about = "Embeddings not found in that cache, by reason"
         self._misses = metrics.counter(f"{prefix}_misses", about, ["reason"])

@@ -50,14 +50,14 @@ def own_url(settings: Settings, request: Request) -> str:
     return f"{request.url.scheme}://{bracketed(host if is_every else settings.reachable_host.strip('[]'))}:{port}"
 
 
-def _target(url: str, role: str, worker: str) -> dict[str, Any]:
+def _target(url: str, part: str, worker: str) -> dict[str, Any]:
     """Returns a group of one target. Its labels with two underscores tell Prometheus where the metrics are."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port is not None else ":443" if parts.scheme == "https" else ":80"
     labels = {
         "__scheme__": parts.scheme,
         "__metrics_path__": f"{parts.path.rstrip('/')}/metrics",
-        "role": role,
+        "part": part,
         "worker": worker,
     }
     return {"targets": [bracketed(parts.hostname or "") + port], "labels": labels}

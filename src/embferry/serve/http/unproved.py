@@ -45,7 +45,7 @@ class Unproved:
     def __init__(self, app: ASGIApp, rates: NetworkRates, name: str, respond: Respond, metrics: Metrics) -> None:
         self._app, self._rates, self._respond = app, rates, respond
         about = "Requests without a proof of the cluster key that were too many of their address"
-        self._refused = metrics.counter("embferry_unproved_requests_refused", about)
+        self._refused = metrics.counter("embferry_process_unproved_requests_refused", about)
         self._refusals = Refusals(name, "a request")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from embferry.engine.scheduler import Output
 from embferry.serve.language.job import Job
-from embferry.serve.worker.metrics import Reading, WorkerMetrics
+from embferry.serve.worker.metrics import WorkerMetrics
 
 
 class LanguageMetrics(WorkerMetrics):
@@ -20,20 +20,22 @@ class LanguageMetrics(WorkerMetrics):
     def __init__(self, states: Callable[[], Mapping[str, float]], pool: Callable[[], Mapping[str, float]]) -> None:
         super().__init__()
         counter, histogram = self.counter, self.histogram
-        self._ended = counter("embferry_generate", "Finished answers", ["finish_reason"])
-        self.failed = counter("embferry_generate_errors", "Requests that ended with an error", ["code"])
-        self.aborted = counter("embferry_generate_aborted", "Requests aborted by their caller")
-        self.ttft = histogram("embferry_ttft_seconds", "Time from request to the first token of the answer")
+        self._ended = counter("embferry_language_answers", "Finished answers", ["finish_reason"])
+        self.failed = counter("embferry_language_errors", "Requests that ended with an error", ["code"])
+        self.aborted = counter("embferry_language_aborted", "Requests aborted by their caller")
+        self.ttft = histogram(
+            "embferry_language_first_token_seconds", "Time from request to the first token of the answer"
+        )
         last = "Time from request to the last token of the embedding"
-        self._seconds = histogram("embferry_transfer_seconds", last)
-        self._tokens = counter("embferry_transfer_tokens", "Tokens of received embeddings")
-        self._bytes = counter("embferry_transfer_bytes", "Bytes of received embeddings", ["transport"])
-        self._transfers = counter("embferry_transfers", "Transfers of embeddings", ["phase"])
-        self._prompt = counter("embferry_prompt_tokens", "Tokens of answered prompts")
-        self._completion = counter("embferry_completion_tokens", "Tokens of answers")
-        self.registry.register(Reading("embferry_requests_by_state", "Requests by state", "state", states))
+        self._seconds = histogram("embferry_language_transfer_seconds", last)
+        self._tokens = counter("embferry_language_transfer_tokens", "Tokens of received embeddings")
+        self._bytes = counter("embferry_language_transfer_bytes", "Bytes of received embeddings", ["transport"])
+        self._transfers = counter("embferry_language_transfers", "Transfers of embeddings", ["phase"])
+        self._prompt = counter("embferry_language_prompt_tokens", "Tokens of answered prompts")
+        self._completion = counter("embferry_language_completion_tokens", "Tokens of answers")
+        self.reading("embferry_language_requests", "Requests by state", "state", states)
         blocks = "Blocks of the receive pool by state"
-        self.registry.register(Reading("embferry_pool_blocks", blocks, "state", pool))
+        self.reading("embferry_language_pool_blocks", blocks, "state", pool)
 
     def transferred(self, job: Job) -> None:
         """Counts an embedding that has arrived completely."""

@@ -99,24 +99,24 @@ function fit(text, width) {
 
 function drawFigures() {
   const latest = [...state.ttft.values()].filter((sample) => sample[0] >= now() - 60);
-  const mean = meanOf(latest), errors = total("embferry_chat_errors_total"), left = total("embferry_chat_aborted_total");
-  const again = total("embferry_chat_second_attempts_total"), failed = total("embferry_worker_failures_total");
+  const mean = meanOf(latest), errors = total("embferry_router_chat_errors_total"), left = total("embferry_router_chat_aborted_total");
+  const again = total("embferry_router_chat_second_attempts_total"), failed = total("embferry_router_worker_failures_total");
   const tiles = [
-    [whole(state.told.under_way), "under way", `${count(total("embferry_chat_seconds_count"), "request")} ended`],
+    [whole(state.told.under_way), "under way", `${count(total("embferry_router_chat_seconds_count"), "request")} ended`],
     [whole(errors), "errors", left ? `${count(left, "client")} left` : "no client left"],
     [mean === null ? "–" : spent(mean), "to the first token", latest.length ? "mean of the last minute" : "none in the last minute"],
   ];
   if (isVllm()) {
-    const over = total("embferry_failovers_total", 'outcome="replaced"');
+    const over = total("embferry_router_failovers_total", 'outcome="replaced"');
     tiles.push(
-      [whole(total("embferry_encodes_total")), "items encoded", `${whole(total("embferry_encodes_skipped_total"))} more were there already`],
-      [whole(over), "failovers", `${count(total("embferry_encode_retries_total"), "encode")} tried again`],
+      [whole(total("embferry_router_encodes_total")), "items encoded", `${whole(total("embferry_router_encodes_skipped_total"))} more were there already`],
+      [whole(over), "failovers", `${count(total("embferry_router_encode_retries_total"), "encode")} tried again`],
     );
   } else {
-    const resumed = total("embferry_transfers_total", 'phase="resumed"');
+    const resumed = total("embferry_router_transfers_total", 'phase="resumed"');
     tiles.push(
-      [whole(total("embferry_chat_transfer_seconds_count")), "embeddings moved", count(resumed, "resumed transfer")],
-      [bytes(total("embferry_transfer_bytes_total")), "in finished answers", count(total("embferry_transfer_tokens_total"), "token")],
+      [whole(total("embferry_router_chat_transfer_seconds_count")), "embeddings moved", count(resumed, "resumed transfer")],
+      [bytes(total("embferry_router_transfer_bytes_total")), "in finished answers", count(total("embferry_router_transfer_tokens_total"), "token")],
     );
   }
   tiles.push([whole(again), again === 1 ? "second attempt" : "second attempts", count(failed, "failed call", "failed calls") + " to workers"]);

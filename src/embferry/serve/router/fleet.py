@@ -59,6 +59,8 @@ class Fleet(Backends[RouterMetrics]):
         self._refreshing = asyncio.Lock()
         self._refreshes = 0  # that have ended
         self._suspected: dict[str, float] = {}  # monotonic seconds, by worker
+        for role in ROLES:
+            self.metrics.set_workers(role, 0)
 
     def certificates(self) -> ssl.SSLContext | None:
         return None if self._trust.tls is None else self._trust.tls.renewed(self._trust.tls.dialling)
@@ -129,7 +131,7 @@ class Fleet(Backends[RouterMetrics]):
         self._workers, self._last_list, self._trouble, self._is_warned = workers, time.monotonic(), "", False
         self._proofs = {id: proof for id, proof in self._proofs.items() if id in now}
         for role in ROLES:
-            self.metrics.workers.labels(role).set(len(self._with_role(role)))
+            self.metrics.set_workers(role, len(self._with_role(role)))
 
     def _with_role(self, role: Role) -> list[Worker]:
         return [worker for worker in self._workers if worker.role == role]

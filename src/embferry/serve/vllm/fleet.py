@@ -60,6 +60,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         self._provers = {one: InstanceProver(keys, one.url) for one in self.instances}
         key = settings.router.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        self._set_gauges()
 
     async def watch(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -346,7 +347,7 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     def _set_gauges(self) -> None:
         for role, count in self.counts().items():
-            self.metrics.workers.labels(role).set(count)
+            self.metrics.set_workers(role, count)
 
 
 def _names(instances: list[Instance]) -> set[str]:

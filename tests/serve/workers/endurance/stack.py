@@ -21,8 +21,8 @@ UNCLAIMED = ("--encode-unclaimed-timeout", "10")
 SAID = re.compile(r"(\S+) (?:is starting \(pid (\d+)\)|answers at (\S+))")
 ANSWER = 20.0
 """Seconds within which a process that is not stopped has to answer."""
-SENDING = r'embferry_rooms_by_state{state="(?:encoding|inflight)"}'
-HOLDING = r"embferry_(?:held_bytes|rooms_by_state|requests_by_state|chat_in_flight)\b"
+SENDING = r'embferry_encode_rooms{state="(?:encoding|inflight)"}'
+HOLDING = r"embferry_(?:process_held_bytes|encode_rooms|language_requests|router_chat_in_flight)\b"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Stack:
     def acquainted(self) -> bool:
         """Returns whether both language workers are connected with both encode workers."""
         encode = [view for view in self.processes().values() if view.role == "encode"]
-        return all(_values(view, "embferry_control_connections ") == [2] for view in encode)
+        return all(_values(view, "embferry_worker_control_connections ") == [2] for view in encode)
 
     def held(self) -> list[str]:
         """Returns what is not free, one entry each; empty in an idle stack."""
@@ -138,8 +138,8 @@ class Stack:
             if any(_values(view, HOLDING)):
                 found.append(f"{view.name} holds requests")
             if view.role == "language" and (
-                any(_values(view, r'embferry_pool_blocks{state="(?:used|quarantined)"}'))
-                or sum(_values(view, r'embferry_pool_blocks{state="free"}')) != 4
+                any(_values(view, r'embferry_language_pool_blocks{state="(?:used|quarantined)"}'))
+                or sum(_values(view, r'embferry_language_pool_blocks{state="free"}')) != 4
             ):
                 found.append(f"{view.name} has blocks that are not free")
         return found
