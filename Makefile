@@ -115,6 +115,7 @@ lint: setup ## style, types, imports, names, lengths, English, generated documen
 	$(PY) scripts/document_errors.py --check
 	$(PY) scripts/document_commands.py --check
 	$(PY) scripts/document_metrics.py --check
+	$(PY) scripts/draw_dashboard.py --check
 
 format: setup ## mend what can be mended by a program
 	$(BIN)/ruff check --fix .
@@ -126,6 +127,7 @@ docs: setup ## write the generated documents
 	$(PY) scripts/document_errors.py
 	$(PY) scripts/document_commands.py
 	$(PY) scripts/document_metrics.py
+	$(PY) scripts/draw_dashboard.py
 
 site: setup-site ## build the documentation site in build/site; a warning ends it
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

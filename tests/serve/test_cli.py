@@ -310,7 +310,14 @@ def test_a_port_in_use_is_reported_in_one_line(verb: str, deployment: Deployment
 
 @pytest.mark.parametrize(
     "script",
-    ["document_settings.py", "document_errors.py", "document_metrics.py", "document_commands.py", "draw_states.py"],
+    [
+        "document_settings.py",
+        "document_errors.py",
+        "document_metrics.py",
+        "document_commands.py",
+        "draw_states.py",
+        "draw_dashboard.py",
+    ],
 )
 def test_the_generated_pages_are_up_to_date(script: str) -> None:
     command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
