@@ -6,12 +6,12 @@ VLLM_PY := .venv-vllm/bin/python
 SGLANG_PY := .venv-sglang/bin/python
 
 VLLM := vllm or vllm_more or vllm_http
-OWN_RUN := sweeps or engines or sglang or browser or $(VLLM)
+OWN_RUN := sweeps or engines or sglang or browser or package or $(VLLM)
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-browser test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
+.PHONY: help setup demo test test-fast test-integration test-browser test-package test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
 	setup-tests setup-browser setup-site setup-engines setup-vllm setup-sglang test-sglang test-sglang-more lint format docs site bench bench-vllm bench-sglang clean
 .DEFAULT_GOAL := help
 
@@ -74,6 +74,9 @@ relay: setup-tests ## every fault in every hop of a running stack, and FLIPS fli
 test-sweeps: setup-tests ## every fault in every hop of a running stack, many places, many requests: some minutes
 	@$(PY) -m pytest -m "sweeps and not engines" -n 3 --dist loadfile
 
+test-package: setup ## builds the wheel and the sdist, and installs them into empty environments: a minute
+	@$(PY) -m pytest -m package tests/tooling
+
 test-browser: setup-browser ## the live page of a router in a real browser, Chromium
 	@$(PY) -m pytest -m browser tests/serve/browser
 
@@ -100,7 +103,7 @@ test-sglang: setup-sglang ## SGLang's servers, divided by the plug-in; makes .ve
 test-sglang-more: setup-sglang ## a small comparison of SGLang's servers, measured for real: some minutes
 	@$(SGLANG_PY) -m pytest -m sglang tests/bench/serving
 
-test-all: test test-browser test-sweeps test-engines test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http ## every test
+test-all: test test-browser test-package test-sweeps test-engines test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http ## every test
 
 lint: setup ## style, types, imports, names, lengths, English, generated documents
 	$(BIN)/ruff check .
