@@ -25,6 +25,12 @@ The help of each command says the same. The exit status is 0 after success, 2 if
 wrong, and 1 if something else is; the section of a command says if it has others. Commands that start processes take
 each setting of these processes as an option. Their sections have the common ones, and link to the
 [settings](configuration.md) for the rest.
+
+## Completion
+
+`embferry --install-completion` has the shell that runs it complete commands and options, from the next terminal on.
+bash then reads `~/.bash_completions/embferry.sh`, which a line in `~/.bashrc` names, and zsh `~/.zfunc/_embferry`, by
+lines in `~/.zshrc`; fish and PowerShell work too. `--show-completion` prints the script instead.
 """
 
 COMMON = "Common options"

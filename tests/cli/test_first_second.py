@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,8 @@ sys.meta_path.insert(0, Interrupt())
 sys.argv = ["embferry", *{words!r}]
 entry.run()
 """
+
+COMMAND = "import sys; sys.argv[0] = 'embferry'; from embferry.cli.entry import run; run()"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_bash_completes_verbs_and_options() -> None:
     def completed(line: str) -> list[str]:
         words = {**environ, "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
         done = subprocess.run(
-            [sys.executable, "-c", "import sys; sys.argv[0] = 'embferry'; from embferry.cli.entry import run; run()"],
+            [sys.executable, "-c", COMMAND],
             env=words, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.stderr == ""
@@ -63,7 +67,43 @@ def test_bash_completes_verbs_and_options() -> None:
     assert "--bootstrap-port" in completed("embferry serve --bootstrap-p")
 
 
-def test_completion_can_be_installed() -> None:
-    help_text = called("--help")[1]
-    assert "--install-completion" in help_text
-    assert "--show-completion" in help_text
+def test_zsh_completes_verbs() -> None:
+    environ = {**os.environ, "_EMBFERRY_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "embferry stat"}
+    done = subprocess.run([sys.executable, "-c", COMMAND], env=environ, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith('_arguments \'*: :(("status":"Show whether')
+
+
+@pytest.mark.parametrize(
+    ("shell", "files", "start"),
+    [
+        ("bash", {".bashrc", ".bash_completions/embferry.sh"}, "_embferry_completion()"),
+        ("zsh", {".zshrc", ".zfunc/_embferry"}, "#compdef embferry"),
+    ],
+)
+def test_completion_is_installed_for_the_shell(tmp_path: Path, shell: str, files: set[str], start: str) -> None:
+    install(tmp_path, shell)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == files
+    assert any((tmp_path / name).read_text().lstrip().startswith(start) for name in files)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_with_what_was_installed(tmp_path: Path) -> None:
+    install(tmp_path, "bash")
+    command = tmp_path / "embferry"
+    command.write_text(f"#!{sys.executable}\n{COMMAND}\n")
+    command.chmod(0o755)
+    script = "source ~/.bashrc; COMP_WORDS=(embferry stat); COMP_CWORD=1; "
+    script += '_embferry_completion embferry; echo "${COMPREPLY[@]}"'
+    environ = {**os.environ, "HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("status\n", "")
+
+
+def install(home: Path, shell: str) -> None:
+    """Installs the completion for a shell, which typer would otherwise find by the process that runs the command."""
+    environ = {**os.environ, "HOME": str(home), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    words = [sys.executable, "-c", COMMAND, "--install-completion", shell]
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{shell} completion installed" in done.stdout

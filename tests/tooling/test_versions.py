@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 import setup_env
 import setup_sglang
 import setup_vllm
+from embferry import __version__
 
 
 def test_every_requirement_has_an_exact_version_that_satisfies_it():
@@ -49,3 +50,15 @@ def test_every_version_of_an_engines_environment_is_exact(script: Any, package: 
     assert len(set(names)) == len(names)
     assert f"\n{package}=={script.VERSION}\n" in script.ENVIRONMENT.lock.read_text()
     assert not absent & set(names)
+
+
+def test_the_version_is_the_changelog_s_latest_and_the_one_that_the_documents_name():
+    """The version is in one place, from where the package has it."""
+    project = tomllib.loads((setup_env.ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"]["path"] == "src/embferry/__init__.py"
+    released = re.findall(
+        r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", (setup_env.ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert released[0] == __version__
+    assert f"The version is {__version__}:" in (setup_env.ROOT / "docs/index.md").read_text()
