@@ -28,7 +28,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAM = r"(?:\S+/)?(?:embferry|make|pip|python|vllm)\b"
 ASSIGNMENTS = r"(?:[A-Z_]+=\S+ +)*"
 NOT_OURS = {
-    *("--", "--middleware", "--api-server-count"),  # the separator before the arguments of vLLM, and options of vLLM
+    *("--", "--middleware", "--api-server-count", "--nnodes", "--master-addr"),  # of vLLM, after a separator
     *("--encoder-only", "--language-only", "--encoder-urls", "--encoder-transfer-backend"),  # of SGLang
     *("--dp-size", "--enable-dp-attention", "--tokenizer-worker-num"),  # of SGLang
 }
