@@ -28,6 +28,7 @@ from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shape import digest_of
 from ..shared.shared_rows import ByteRows, SharedRows
+from ..shared.transfer_trace import TransferTrace
 from .claims import new_claim
 from .coordinates import Coordinates
 from .router_client import RouterClient
@@ -64,12 +65,14 @@ class IncomingEmbedding:
         failed_rooms: frozenset[int],
         on_end: Callable[[], object],
         consumer: str,
+        trace: TransferTrace | None = None,
     ) -> None:
         """Starts the transfer, or asks the router for a producer if the coordinates have no endpoint.
 
         ``consumer`` is the name under which claims are made. From ``failed_rooms`` the same embedding could not be
         obtained. ``on_end`` is called when it is here and mapped, or has failed, on a thread of a manager, of the
         channel or of the router's client. It may not block.
+        ``trace`` is its span, if one is wanted.
 
         Raises:
             PeerGone: The coordinates have no endpoint, and there is no router to ask.
@@ -84,6 +87,7 @@ class IncomingEmbedding:
         self._managers, self._workers, self._counters, self._on_end = managers, workers, counters, on_end
         self._router, self._consumer = router if coordinates.failover_token else None, consumer
         self._began = time.monotonic()
+        self._trace = trace
         self._digests = {coordinates.digest} - {None}  # those that are right
         # Guards everything below, "shared" and "coordinates" against the callback thread and the router's threads.
         self._lock = threading.RLock()
@@ -218,6 +222,9 @@ class IncomingEmbedding:
 
     def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:
         shape, received = self.coordinates.shape, receiver.verified_tokens
+        if self._trace is not None:
+            nbytes, transport = received * shape.token_bytes, receiver.transport
+            self._trace.end(outcome, tokens=received, nbytes=nbytes, transport=transport, transfers=receiver.transfers)
         self._counters.add("transfers", label=outcome)
         self._counters.add("resumed_transfers", max(0, receiver.transfers - 1))
         self._counters.add("wire_bytes", received * shape.token_bytes)
@@ -286,6 +293,8 @@ class IncomingEmbedding:
         try:
             status = receiver.poll()
             error = receiver.failure_exception() if status is KVPoll.Failed else None
+            if self._trace is not None:
+                self._note(self._trace, receiver, status)
         except EmbeddingTransferError as stopped:  # the manager is closed, or has failed
             status, error = KVPoll.Failed, stopped
         if error is not None and self._restart(receiver, error):
@@ -303,8 +312,16 @@ class IncomingEmbedding:
         extra = {"room": receiver.room}
         log.warning("room %d: the producer at %s is lost: %s", receiver.room, endpoint, lost, extra=extra)
         self._counters.add("losses", label=lost.code)
+        if self._trace is not None:
+            self._trace.lost(lost.code)
         answer = self._router.failover(self.coordinates, lost)
         answer.add_done_callback(lambda answer: self._fail_over(receiver, lost, answer))
+
+    @staticmethod
+    def _note(trace: TransferTrace, receiver: EmbeddingReceiver, status: KVPoll) -> None:
+        trace.changed(receiver.transfers, receiver.verified_tokens)
+        if status is KVPoll.Success:
+            trace.complete()
 
     def _fail_over(
         self, receiver: EmbeddingReceiver, lost: EmbeddingTransferError, answer: Future[Coordinates]
