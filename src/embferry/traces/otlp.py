@@ -1,6 +1,6 @@
 """Sends spans to a collector: OTLP over HTTP, with OpenTelemetry's SDK, from a thread of its own.
 
-A collector that is down, slow or hostile costs spans and nothing else. Ended spans wait in a queue of bounded length;
+A collector that is down, slow or hostile costs spans and nothing else. Ended spans wait in a queue of bounded size;
 a full one drops the newest. OpenTelemetry's own processor has no bound on the time of its end below 30 seconds, and
 logs each failure, so the queue is ours; the format, the requests and their repetition are OpenTelemetry's. Nothing of
 an answer but its head is read.
@@ -19,13 +19,14 @@ from urllib.parse import urlsplit
 
 from embferry.protocol.errors import EmbferryError
 from embferry.protocol.text import printable
+from embferry.traces.context import TraceContext
 from embferry.traces.spans import Span, Tracer
 from embferry.trust.occasions import Occasions, more
 
 log = logging.getLogger(__name__)
 
-MAX_QUEUED, MAX_BATCH = 4096, 512
-"""Spans that wait; those of one request to the collector."""
+MAX_QUEUED, MAX_BATCH = 8192, 512
+"""Spans and events that wait, some megabytes; spans of one request to the collector."""
 DELAY = 1.0
 """Seconds for which a span waits for others."""
 TIMEOUT = 5.0
@@ -86,24 +87,24 @@ class Exporter:
         self._url = url
         self._changed = threading.Condition()
         self._queue: deque[Span] = deque()
+        self._queued = 0  # spans and events in the queue
         self._closing = False
         self._lost = 0
         self._failing = False
         self._occasions = Occasions(clock)
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="embferry-traces", daemon=True)
+        self._thread.start()
 
     def add(self, span: Span) -> None:
-        """Queues an ended span, or drops it if too many wait. Never blocks for long."""
+        """Queues an ended span, or drops it if too much waits. Never blocks for long, never raises."""
         with self._changed:
             if self._closing:
                 return
-            if len(self._queue) >= MAX_QUEUED:
+            if self._queued >= MAX_QUEUED:
                 self._lost += 1
                 return
             self._queue.append(span)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="embferry-traces", daemon=True)
-                self._thread.start()
+            self._queued += _size(span)
             if len(self._queue) in (1, MAX_BATCH):
                 self._changed.notify()
 
@@ -112,9 +113,9 @@ class Exporter:
         with self._changed:
             self._closing = True
             self._changed.notify()
-            thread = self._thread
-        if thread is not None:
-            thread.join(CLOSE_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
+        with self._changed:
+            self._queue.clear()
         self._sending.close()
 
     def _run(self) -> None:
@@ -130,7 +131,9 @@ class Exporter:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
             self._changed.wait_for(lambda: len(self._queue) >= MAX_BATCH or self._closing, DELAY)
-            return [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+            self._queued -= sum(map(_size, batch))
+            return batch
 
     def _failed(self, reason: str, spans: int) -> None:
         """Counts lost spans, and logs the first failure of a row."""
@@ -176,25 +179,22 @@ class _Sending:
         self._redirected = requests.exceptions.HTTPError
         self._exporter = exporting.OTLPSpanExporter(endpoint=url, timeout=TIMEOUT, session=session)
         self._is_closed = False
-        self._silence = _Silence()
-        logging.getLogger(_LOGGER).addFilter(self._silence)
 
     def send(self, spans: list[Span]) -> str:
         """Sends spans. Returns why they could not be sent; an empty text if they were. Never raises."""
-        self._silence.begin()
-        try:
-            if self._exporter.export([self._converted(span) for span in spans]) is self._success:
-                return ""
-        except Exception as error:  # noqa: BLE001  (foreign code; without this thread all later spans would be lost)
-            return f"{type(error).__name__}: {error}"
-        return self._silence.said or "it failed"
+        with _Silence() as silence:
+            try:
+                if self._exporter.export([self._converted(span) for span in spans]) is self._success:
+                    return ""
+            except Exception as error:  # noqa: BLE001  (foreign code; without this thread later spans would be lost)
+                return f"{type(error).__name__}: {error}"
+        return silence.said or "it failed"
 
     def close(self) -> None:
         """Ends a request that is under way, and its repetitions. Idempotent."""
         if not self._is_closed:
             self._is_closed = True
             self._exporter.shutdown()
-        logging.getLogger(_LOGGER).removeFilter(self._silence)
 
     def _head_only(self, response: Any, *args: Any, **keywords: Any) -> Any:
         response.close()
@@ -220,7 +220,7 @@ class _Sending:
             instrumentation_scope=self._scope,
         )
 
-    def _context(self, context: Any, *, is_remote: bool) -> Any:
+    def _context(self, context: TraceContext, *, is_remote: bool) -> Any:
         api = self._api
         state = api.TraceState.from_header([context.state]) if context.state else None
         return api.SpanContext(
@@ -229,19 +229,30 @@ class _Sending:
 
 
 class _Silence(logging.Filter):
-    """Keeps back the lines of one thread: the log has one of ours instead. Others may use OpenTelemetry beside us."""
+    """Keeps back what OpenTelemetry logs on this thread: the log has one line of ours instead.
+
+    Attributes:
+        said: the last of these lines.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.said = ""
-        self._thread: int | None = None
+        self._thread = threading.get_ident()
 
-    def begin(self) -> None:
-        """Keeps back the lines of this thread from now on."""
-        self.said, self._thread = "", threading.get_ident()
+    def __enter__(self) -> _Silence:
+        logging.getLogger(_LOGGER).addFilter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger(_LOGGER).removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.thread != self._thread:
             return True
         self.said = record.getMessage()
         return False
+
+
+def _size(span: Span) -> int:
+    return 1 + len(span.events)

@@ -16,12 +16,16 @@ from embferry.traces.context import TraceContext
 
 Kind = Literal["internal", "server", "client"]
 Value = str | int | float | bool
+PREFIX = "embferry."
+"""Begins the names of all attributes."""
 MAX_EVENTS, MAX_ATTRIBUTES, MAX_TEXT = 128, 32, 200
 """Events and attributes of a span, and characters of a text, that are kept."""
+CLOCK_STEP = 100_000_000
+"""Nanoseconds by which the system's clock is off before times follow it."""
 
 
 class Span:
-    """Some work of one process for one request. Times are monotonic seconds. For one thread at a time.
+    """Some work of one process for one request. Times are monotonic seconds. Nothing changes after its end.
 
     Attributes:
         name: of the kind of work.
@@ -35,7 +39,7 @@ class Span:
     """
 
     __slots__ = (
-        "_tracer", "attributes", "began", "context", "ended", "error", "events", "kind", "name", "offset", "parent",
+        "_offset", "_tracer", "attributes", "began", "context", "ended", "error", "events", "kind", "name", "parent",
     )  # fmt: skip
 
     def __init__(
@@ -53,7 +57,7 @@ class Span:
         self.attributes: dict[str, Value] = {}
         self.events: list[tuple[float, str, dict[str, Value]]] = []
         self.error = ""
-        self.offset = time.time_ns() - time.monotonic_ns()  # the clock may be set between two requests
+        self._offset = tracer.clock_offset()
 
     @property
     def times(self) -> tuple[int, int]:
@@ -62,7 +66,7 @@ class Span:
 
     def at(self, moment: float) -> int:
         """Returns a monotonic time in nanoseconds of the epoch."""
-        return self.offset + int(moment * 1e9)
+        return self._offset + int(moment * 1e9)
 
     def begin(self, name: str, kind: Kind = "internal", at: float | None = None) -> Span:
         """Returns a span that is a part of this one. ``at``: when it began; now if None."""
@@ -70,14 +74,15 @@ class Span:
 
     def set(self, **facts: Value) -> None:
         """Sets attributes. Those of this project have the prefix ``embferry.``, which is added here."""
-        for name, value in facts.items():
-            if len(self.attributes) < MAX_ATTRIBUTES:
-                self.attributes[f"embferry.{name}"] = _bounded(value)
+        if self.ended is None:
+            for name, value in facts.items():
+                if len(self.attributes) < MAX_ATTRIBUTES:
+                    self.attributes[PREFIX + name] = _bounded(value)
 
     def event(self, name: str, at: float | None = None, /, **facts: Value) -> None:
         """Adds an event. ``at``: when it happened; now if None."""
-        if len(self.events) < MAX_EVENTS:
-            told = {f"embferry.{key}": _bounded(value) for key, value in facts.items()}
+        if self.ended is None and len(self.events) < MAX_EVENTS:
+            told = {PREFIX + key: _bounded(value) for key, value in facts.items()}
             self.events.append((time.monotonic() if at is None else at, name, told))
 
     def end(self, error: str = "", at: float | None = None) -> None:
@@ -102,6 +107,7 @@ class Tracer:
     ) -> None:
         self._export, self._share, self.close = export, share, close
         self._chance = random.SystemRandom()
+        self._offset = time.time_ns() - time.monotonic_ns()
 
     def begin(self, name: str, parent: TraceContext | None, kind: Kind = "internal", at: float | None = None) -> Span:
         """Returns a new span.
@@ -123,6 +129,16 @@ class Tracer:
         """Exports a span that has ended, if it is sampled."""
         if span.context.sampled:
             self._export(span)
+
+    def clock_offset(self) -> int:
+        """Returns what has to be added to monotonic nanoseconds for those of the epoch.
+
+        It is the same for all spans, so that each lies within the one around it, until the system's clock is set.
+        """
+        offset = time.time_ns() - time.monotonic_ns()
+        if abs(offset - self._offset) > CLOCK_STEP:
+            self._offset = offset
+        return self._offset
 
     def _number(self, bits: int) -> int:
         """Returns a random number, never 0, which is no id."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
+from embferry import EmbeddingReceiver
 from embferry.traces.context import TraceContext
 from embferry.traces.spans import Tracer
 
 
 class TransferTrace:
-    """Times of a transfer. One thread at a time calls each method.
+    """The span ``transfer``, from now on. One thread at a time calls each method; nothing changes after the end.
 
     Args:
         tracer: Makes the span.
@@ -22,34 +23,35 @@ class TransferTrace:
         self._has_tokens = False
         self._complete_at: float | None = None
 
-    def changed(self, transfers: int, tokens: int) -> None:
-        """More tokens have arrived, or another transfer has begun. Runs on a manager's callback thread."""
-        if tokens > 0 and not self._has_tokens:
+    def changed(self, receiver: EmbeddingReceiver, *, is_complete: bool) -> None:
+        """Notes what has arrived. Runs on a manager's callback thread; the engine may see it later."""
+        if receiver.verified_tokens > 0 and not self._has_tokens:
             self._has_tokens = True
             self._span.event("first_tokens")
-        if transfers > self._transfers:
-            self._transfers = transfers
-            self._span.event("resumed", transfer=transfers)
-
-    def complete(self) -> None:
-        """All tokens are here. The engine may see it later."""
-        self._complete_at = time.monotonic()
+        self._note_resumes(receiver.transfers, None)
+        if is_complete:
+            self._complete_at = time.monotonic()
 
     def lost(self, code: str) -> None:
-        """The producer is lost; another one may continue."""
-        self._span.event("producer_lost", code=code)
+        """Notes that the producer is lost, or the engine's own manager. Another one may continue."""
+        self._span.event("lost", code=code)
 
-    def end(self, outcome: str, *, tokens: int, nbytes: int, transport: str, transfers: int) -> None:
-        """Makes the span.
+    def end(self, receiver: EmbeddingReceiver | None, token_bytes: int, error: str = "") -> None:
+        """Ends the span, unless it has ended.
 
         Args:
-            outcome: "success", or the word for another end.
-            tokens: Those that have arrived.
-            nbytes: Bytes that were received over the transport.
-            transport: Its name.
-            transfers: How many there were: one initial, every further one resumed.
+            receiver: What has received; None if nothing does any more.
+            token_bytes: Bytes of each token.
+            error: A word for what went wrong; empty if nothing did.
         """
-        if transfers > self._transfers:  # seen at the end only
-            self._span.event("resumed", self._complete_at, transfer=transfers)
-        self._span.set(tokens=tokens, bytes=nbytes, transport=transport, resumed=max(0, transfers - 1))
-        self._span.end("" if outcome == "success" else outcome, self._complete_at)
+        if receiver is not None:
+            self._note_resumes(receiver.transfers, self._complete_at)
+            tokens, resumed = receiver.verified_tokens, max(0, receiver.transfers - 1)
+            self._span.set(tokens=tokens, bytes=tokens * token_bytes, transport=receiver.transport, resumed=resumed)
+        self._span.end(error, self._complete_at)
+
+    def _note_resumes(self, transfers: int, at: float | None) -> None:
+        """Adds an event if more transfers have begun than were seen: one is initial, every further one resumed."""
+        if transfers > self._transfers:
+            self._transfers = transfers
+            self._span.event("resumed", at, transfer=transfers)

@@ -149,6 +149,8 @@ class IncomingEmbedding:
         if receiver is not None:
             receiver.abort()
             self._count(receiver, outcome)
+        self._end_trace(receiver, outcome)
+        if receiver is not None:
             receiver.clear()
         if shared is not None:
             shared.close()
@@ -214,6 +216,7 @@ class IncomingEmbedding:
             why = "the received embedding is not the announced one; encode it again"
             raise IntegrityError(why, room=self.coordinates.room)
         self._count(receiver, "success")
+        self._end_trace(receiver)
         receiver.clear()
         with self._lock:
             self._receiver = None
@@ -222,9 +225,6 @@ class IncomingEmbedding:
 
     def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:
         shape, received = self.coordinates.shape, receiver.verified_tokens
-        if self._trace is not None:
-            nbytes, transport = received * shape.token_bytes, receiver.transport
-            self._trace.end(outcome, tokens=received, nbytes=nbytes, transport=transport, transfers=receiver.transfers)
         self._counters.add("transfers", label=outcome)
         self._counters.add("resumed_transfers", max(0, receiver.transfers - 1))
         self._counters.add("wire_bytes", received * shape.token_bytes)
@@ -233,6 +233,10 @@ class IncomingEmbedding:
             self._counters.add("embedding_bytes", shape.nbytes)
             self._counters.add("repeated_bytes", max(0, received - shape.tokens) * shape.token_bytes)
             self._counters.observe_seconds(time.monotonic() - self._began)
+
+    def _end_trace(self, receiver: EmbeddingReceiver | None, error: str = "") -> None:
+        if self._trace is not None:
+            self._trace.end(receiver, self.coordinates.shape.token_bytes, error)
 
     # Coordinates without an endpoint, or a manager that has failed: the router names the producer.
 
@@ -277,6 +281,8 @@ class IncomingEmbedding:
             shared, self.shared = self.shared, None  # the old transfer may still write into it
             extra = {"room": receiver.room}
             log.warning("room %d: %s; asks the router for a producer again", receiver.room, error, extra=extra)
+            if self._trace is not None:
+                self._trace.lost(error.code)
             self._ask_for_endpoint(error)
         self._count(receiver, "failed")
         if shared is not None:
@@ -294,7 +300,7 @@ class IncomingEmbedding:
             status = receiver.poll()
             error = receiver.failure_exception() if status is KVPoll.Failed else None
             if self._trace is not None:
-                self._note(self._trace, receiver, status)
+                self._trace.changed(receiver, is_complete=status is KVPoll.Success)
         except EmbeddingTransferError as stopped:  # the manager is closed, or has failed
             status, error = KVPoll.Failed, stopped
         if error is not None and self._restart(receiver, error):
@@ -316,12 +322,6 @@ class IncomingEmbedding:
             self._trace.lost(lost.code)
         answer = self._router.failover(self.coordinates, lost)
         answer.add_done_callback(lambda answer: self._fail_over(receiver, lost, answer))
-
-    @staticmethod
-    def _note(trace: TransferTrace, receiver: EmbeddingReceiver, status: KVPoll) -> None:
-        trace.changed(receiver.transfers, receiver.verified_tokens)
-        if status is KVPoll.Success:
-            trace.complete()
 
     def _fail_over(
         self, receiver: EmbeddingReceiver, lost: EmbeddingTransferError, answer: Future[Coordinates]

@@ -45,8 +45,7 @@ class Call:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._span is not None:
-            self._span.end("" if kind is None else _code(error))
+        self.end(_code(error) if isinstance(error, Exception) else "")  # not if it was cancelled
 
 
 NO_CALL = Call(None, MappingProxyType({}))
@@ -129,7 +128,7 @@ class RequestTrace:
         self._root.end(error)
 
 
-def _code(error: BaseException | None) -> str:
+def _code(error: Exception) -> str:
     """Returns the code of an error: a word of ours, or the name of a class."""
     code = getattr(error, "code", None)
     return code if isinstance(code, str) else type(error).__name__

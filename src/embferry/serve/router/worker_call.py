@@ -128,37 +128,35 @@ class WorkerCall:
         request |= {"client": current_client(), "progress": True}
         body = await off_loop(nbytes, msgspec.json.encode, request | self._encoded)
         worker, response = await self._first("language", "/generate", body, "application/json", self._begun)
-        if self.room is None:
-            current_record().phase("prefill")
-        try:
-            async for line in checked_lines(response):
-                event = parse_event(line)
-                if event["type"] == "error":
-                    reported = from_body(event, 502)
-                    self._call.end(reported.code)
-                    raise self._reported(worker, reported)
-                if event["type"] == "ping":
-                    continue
-                if event["type"] == "progress":
-                    self._progressed(event)
-                    continue
-                self._ended = event["type"] == "end"
-                yield event
-                if self._ended:
-                    return
-        except httpx.TransportError as error:
-            if _is_garbled(error):
+        with self._call:
+            if self.room is None:
+                current_record().phase("prefill")
+            try:
+                async for line in checked_lines(response):
+                    event = parse_event(line)
+                    if event["type"] == "error":
+                        raise self._reported(worker, from_body(event, 502))
+                    if event["type"] == "ping":
+                        continue
+                    if event["type"] == "progress":
+                        self._progressed(event)
+                        continue
+                    self._ended = event["type"] == "end"
+                    yield event
+                    if self._ended:
+                        return
+            except httpx.TransportError as error:
+                if _is_garbled(error):
+                    raise self._damaged("language", worker, str(error)) from error
+                self._failed("language", worker, error)
+                raise self._lost("language", worker, error) from error
+            except DamagedError as error:
                 raise self._damaged("language", worker, str(error)) from error
-            self._failed("language", worker, error)
-            raise self._lost("language", worker, error) from error
-        except DamagedError as error:
-            raise self._damaged("language", worker, str(error)) from error
-        finally:
-            self._call.end()
-            await response.aclose()
-        self._fleet.suspect(worker)
-        why = "the language worker broke off before the end of the answer"
-        raise WorkerLostError(worker, ServeError("worker_failed", why))
+            finally:
+                await response.aclose()
+            self._fleet.suspect(worker)
+            why = "the language worker broke off before the end of the answer"
+            raise WorkerLostError(worker, ServeError("worker_failed", why))
 
     def _progressed(self, event: dict[str, Any]) -> None:
         """Notes how much of the embedding a language worker has received."""

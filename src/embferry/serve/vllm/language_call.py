@@ -21,7 +21,6 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.journal import current_record
-from embferry.serve.http.request_trace import NO_CALL
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet
@@ -108,8 +107,7 @@ async def ask(
         async with AsyncExitStack() as call:
             call.enter_context(fleet.count_in_flight(instance))
             span = current_record().asks("language", instance.url, stage=instance.role)
-            if span is not NO_CALL:
-                call.enter_context(span)
+            call.enter_context(span)
             current_record().phase("answer")
             try:
                 async with fleet.unless_stalled(instance):

@@ -20,7 +20,7 @@ from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.chat import ClientResponse, Incoming
 from embferry.serve.http.journal import current_record
-from embferry.serve.http.request_trace import NO_CALL, Call
+from embferry.serve.http.request_trace import Call
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.text_limit import check_characters, count_characters
@@ -121,8 +121,7 @@ class PassedOn(InstanceEndpoint):
             async with AsyncExitStack() as call:
                 call.enter_context(self.fleet.count_in_flight(instance))
                 span = current_record().asks("language", instance.url)
-                if span is not NO_CALL:
-                    call.enter_context(span)
+                call.enter_context(span)
                 current_record().phase("answer")
                 try:
                     async with self.fleet.unless_stalled(instance):
