@@ -52,14 +52,31 @@ class Collector:
         self.bodies: list[bytes] = []
         self._spans: list[Seen] = []
         self._changed = threading.Condition()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = self._listen(0)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self.closing.set()
         self.hold.set()
+        self._stop()
+
+    @contextmanager
+    def down(self) -> Iterator[None]:
+        """Refuses connections for the length of the context."""
+        port = self._server.server_port
+        self._stop()
+        try:
+            yield
+        finally:
+            self._server = self._listen(port)
+
+    def _listen(self, port: int) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return server
+
+    def _stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -68,23 +85,22 @@ class Collector:
         with self._changed:
             return list(self._spans)
 
-    def wait(self, condition: Callable[[list[Seen]], bool]) -> list[Seen]:
-        """Waits until the spans are as wanted, and returns them."""
+    def wait(
+        self, condition: Callable[[list[Seen]], bool], shown: Callable[[list[Seen]], object] | None = None
+    ) -> list[Seen]:
+        """Waits until the spans are as wanted, and returns them. ``shown``: what a failed test shows of them."""
         with self._changed:
-            assert self._changed.wait_for(lambda: condition(self._spans), DEADLINE), names(self._spans)
+            assert self._changed.wait_for(lambda: condition(self._spans), DEADLINE), (shown or names)(self._spans)
             return list(self._spans)
 
-    def roots(self, count: int = 1) -> list[Seen]:
-        """Waits for the spans of so many requests of a router, and returns these."""
-        return [one for one in self.wait(lambda spans: len(_roots(spans)) >= count) if one in _roots(self.spans)]
+    def tree(self, trace: str, outline: str, outer: str = "") -> dict[str, Seen]:
+        """Waits until the spans of a trace have this outline below ``outer``, and returns them by name."""
 
-    def tree(self, trace: str, wanted: set[str]) -> dict[str, Seen]:
-        """Waits for the spans of these names in a trace. Returns the spans of the trace by name; the last counts."""
+        def shown(spans: list[Seen]) -> str:
+            return outline_of([one for one in spans if one.trace == trace], outer)
 
-        def found(spans: list[Seen]) -> dict[str, Seen]:
-            return {one.name: one for one in spans if one.trace == trace}
-
-        return found(self.wait(lambda spans: wanted <= found(spans).keys()))
+        found = self.wait(lambda spans: shown(spans) == outline, shown)
+        return {one.name: one for one in found if one.trace == trace}
 
     def wait_requests(self, count: int) -> None:
         """Waits until so many requests have come."""
@@ -139,14 +155,22 @@ def names(spans: list[Seen]) -> list[str]:
     return sorted(f"{one.service}: {one.name}" for one in spans)
 
 
-def is_one_tree(spans: list[Seen], outer: str = "") -> bool:
-    """Returns whether every span hangs under another one of the list, but one, which hangs under ``outer``."""
-    ids = {one.id for one in spans}
-    return [one.parent for one in spans if one.parent not in ids] == [outer] and len({one.trace for one in spans}) == 1
+def outline_of(spans: list[Seen], outer: str = "") -> str:
+    """Returns the names of the spans below one, in the order of their beginnings, each with its error and its own.
+
+    For example ``root(fetch encode:queue_full encode generate(decode))``. Spans that hang elsewhere follow after ``+``.
+    """
+    ids = {outer} | {one.id for one in spans}
+    elsewhere = sorted(one.name for one in spans if one.parent not in ids)
+    return _below(spans, outer) + "".join(f" +{name}" for name in elsewhere)
 
 
-def _roots(spans: list[Seen]) -> list[Seen]:
-    return [one for one in spans if one.service == "embferry-router" and one.kind == "server"]
+def _below(spans: list[Seen], outer: str) -> str:
+    shown = []
+    for one in sorted((one for one in spans if one.parent == outer), key=lambda one: one.began):
+        inner = _below(spans, one.id)
+        shown.append(one.name + (f":{one.error}" if one.error else "") + (f"({inner})" if inner else ""))
+    return " ".join(shown)
 
 
 def _decoded(body: bytes) -> Iterator[Seen]:

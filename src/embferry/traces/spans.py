@@ -107,7 +107,7 @@ class Tracer:
     ) -> None:
         self._export, self._share, self.close = export, share, close
         self._chance = random.SystemRandom()
-        self._offset = time.time_ns() - time.monotonic_ns()
+        self._offset = _offset()
 
     def begin(self, name: str, parent: TraceContext | None, kind: Kind = "internal", at: float | None = None) -> Span:
         """Returns a new span.
@@ -135,7 +135,7 @@ class Tracer:
 
         It is the same for all spans, so that each lies within the one around it, until the system's clock is set.
         """
-        offset = time.time_ns() - time.monotonic_ns()
+        offset = _offset()
         if abs(offset - self._offset) > CLOCK_STEP:
             self._offset = offset
         return self._offset
@@ -143,6 +143,11 @@ class Tracer:
     def _number(self, bits: int) -> int:
         """Returns a random number, never 0, which is no id."""
         return self._chance.randrange(1, 1 << bits)
+
+
+def _offset() -> int:
+    """Returns the nanoseconds between both clocks. The greatest of three was not interrupted."""
+    return max(time.time_ns() - time.monotonic_ns() for _ in range(3))
 
 
 def _bounded(value: Value) -> Value:

@@ -56,12 +56,12 @@ class RoomTrace:
             stages.append(("wait", self._announced, self._encode_began or now, {}))
         if self._encode_began:
             facts: dict[str, Value] = {"items": len(self._items), "encoded": self._encoded, "tokens": self._tokens}
-            stages.append(("encode", self._encode_began, encode_end, facts))
+            stages.append(("encoder", self._encode_began, encode_end, facts))
         if is_sent:
             stages.append(("send", self._items[0][0], now, {"tokens": self._tokens, "bytes": sent_bytes}))
         for number, (name, began, ended, told) in enumerate(stages, 1):
             span = self._tracer.begin(name, self._parent, at=began)
             span.set(**told)
-            for at, item in self._items if name == "encode" else ():
+            for at, item in self._items if name == "encoder" else ():
                 span.event("item", at, **item)
             span.end(error if number == len(stages) else "", ended)
