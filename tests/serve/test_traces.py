@@ -14,7 +14,7 @@ from embferry.traces.context import parse
 from embferry.traces.spans import Span
 from tests.serve import pictures
 from tests.serve.conftest import user
-from tests.serve.fakes import BREAK, END, HOLD, tokens
+from tests.serve.fakes import END, HOLD, tokens
 from tests.serve.inside import Inside
 from tests.traces.recorded import MALFORMED, OUTER, PARENT, client_span, facts, is_nested, named, outline, recorded
 
@@ -48,6 +48,7 @@ async def test_a_request_is_one_tree_under_the_span_of_its_client(
     root = named(spans, ROOT)
     assert (root.kind, named(spans, "encode").kind) == ("server", "client")
     expected = {"request": 1, "stream": stream, "images": 1, "videos": 0, "outcome": "answered", "attempts": 1}
+    expected |= {"tokens": 64, "bytes": 4096, "transport": "shm", "transfers": 8}
     assert facts(root.attributes) == expected
     assert [name for _, name, _ in root.events] == ["first_token"]
     assert named(spans, "encode").attributes == {"embferry.worker": "encode0"}
@@ -147,7 +148,6 @@ async def test_a_worker_that_refuses_marks_its_call_and_the_root(
     ("last", "code"),
     [
         ({"type": "error", **envelope("integrity_error")}, "integrity_error"),
-        (BREAK, "worker_failed"),
         ("{not json", "worker_failed"),
         (None, "worker_failed"),
     ],
@@ -170,7 +170,7 @@ async def test_a_second_attempt_is_in_the_same_tree(inside: Inside, spans: list[
     root = named(spans, ROOT)
     assert root.attributes["embferry.attempts"] == 2
     assert [name for _, name, _ in root.events] == ["second_attempt", "first_token"]
-    assert root.events[0][2] == {"embferry.code": "peer_gone", "embferry.worker": "language0"}
+    assert root.events[0][2] == {"embferry.code": "peer_gone", "embferry.worker": "encode0"}
 
 
 async def test_a_client_that_leaves_is_no_error(inside: Inside, spans: list[Span]) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from embferry.traces.spans import Span
+from tests.serve.vllm.stage_stubs import stages
 from tests.serve.vllm.stubs import (
     BREAK,
     ROLE,
@@ -103,11 +104,11 @@ async def test_a_path_that_is_passed_on_has_a_tree_too(spans: list[Span]) -> Non
 
 
 async def test_stages_have_names_of_their_own(spans: list[Span]) -> None:
-    stubs = Stub("enc0", "encode"), Stub("pre", "prefill"), Stub("dec", "decode")
-    async with routed(*stubs) as router:
-        await router.ask(request(text()))
-    assert outline(spans).startswith(f"{ROOT}")
-    assert {"prefill", "decode"} <= {span.name for span in spans}
+    encoders, (prefill,), (decode,) = stages()
+    async with routed(*encoders, prefill, decode) as router:
+        answer = await router.ask(request(picture(), text()))
+    assert answer.status == 200
+    assert outline(spans) == f"{ROOT}(fetch encode prefill decode)"
 
 
 async def test_an_encoder_that_fails_is_beside_the_one_that_does_not(spans: list[Span]) -> None:

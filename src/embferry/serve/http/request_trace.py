@@ -18,8 +18,8 @@ MAX_CALLS = 64
 NAMES = {"encode": "encode", "language": "generate"}
 """The span of a call, by the role of its worker; others have the name of the role."""
 _FINE = ("answered", "client left")
-_EVENTS = {"resumed", "error"}
-"""Events that spans tell otherwise: those of the transfer, and the error of the root."""
+_TOLD_OTHERWISE = {"resumed", "error", "worker_found", "worker_lost"}
+"""Events of the transfer and the error of the root, which spans tell otherwise; and those of no request."""
 
 
 class Call:
@@ -29,15 +29,22 @@ class Call:
         headers: those that name its span to the worker; empty without one.
     """
 
-    __slots__ = ("_span", "headers")
+    __slots__ = ("_decode", "_span", "headers")
 
     def __init__(self, span: Span | None, headers: Mapping[str, str]) -> None:
         self._span, self.headers = span, headers
+        self._decode: Span | None = None
+
+    def begin_decode(self) -> None:
+        """Begins the span of the decode below it, unless the call has ended."""
+        if self._span is not None and self._span.ended is None:
+            self._decode = self._span.begin("decode")
 
     def end(self, error: str = "") -> None:
         """Ends the call, unless it has ended."""
-        if self._span is not None:
-            self._span.end(error)
+        for span in (self._decode, self._span):
+            if span is not None:
+                span.end(error)
 
     def __enter__(self) -> Call:
         return self
@@ -69,9 +76,8 @@ class RequestTrace:
         self._root = tracer.begin(f"POST {path}", context_in(headers), "server")
         self._root.set(request=number)
         self._fetch = self._root.begin("fetch")
-        self._calls: list[Span] = []
-        self._generate: Span | None = None
-        self._decode: Span | None = None
+        self._calls: list[Call] = []
+        self._generate: Call = NO_CALL
         self._tells_decode = tells_decode
 
     @property
@@ -97,14 +103,15 @@ class RequestTrace:
             return Call(None, self._root.context.headers)
         span = self._root.begin(NAMES.get(role, role), "client")
         span.set(worker=worker)
-        self._calls.append(span)
+        call = Call(span, span.context.headers)
+        self._calls.append(call)
         if role == "language":
-            self._generate = span
-        return Call(span, span.context.headers)
+            self._generate = call
+        return call
 
     def event(self, kind: str, facts: Mapping[str, str]) -> None:
         """Something has happened to the request; see :class:`.Event`. Its reason, which may quote, stays here."""
-        if kind not in _EVENTS:
+        if kind not in _TOLD_OTHERWISE:
             self._root.event(kind, **{name: text for name, text in facts.items() if name != "reason"})
 
     def progress(self, transfer: Mapping[str, Any]) -> None:
@@ -115,15 +122,14 @@ class RequestTrace:
     def first_token(self) -> None:
         """The first token has arrived, and goes to the client."""
         self._root.event("first_token")
-        if self._tells_decode and self._generate is not None and self._generate.ended is None:
-            self._decode = self._generate.begin("decode")
+        if self._tells_decode:
+            self._generate.begin_decode()
 
     def end(self, outcome: str, attempts: int) -> None:
         """Ends every span that has not ended."""
         error = "" if outcome in _FINE else outcome
-        for span in (self._decode, *self._calls, self._fetch):
-            if span is not None:
-                span.end(error)
+        for part in (*self._calls, self._fetch):
+            part.end(error)
         self._root.set(outcome=outcome, attempts=attempts)
         self._root.end(error)
 
