@@ -2,8 +2,8 @@
 
     .venv-vllm/bin/python scripts/draw_timeline.py [--into docs/timeline.svg] [--spans FILE]
 
-One encoder and one language instance, and two routers before them, which are asked in turns. Of each router, the request of
-median length is drawn. ``--spans`` keeps the spans in a file, or draws those of a file that exists.
+One encoder and one language instance, and two routers before them, which are asked in turns. Of each router, the
+request of median length is drawn. ``--spans`` keeps the spans in a file, or draws those of a file that exists.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def drawn(panels: dict[str, list[Bar]]) -> str:
             y = top + HEAD + ROW * number
             begin, width = LEFT + bar.began * scale, max(1.0, (bar.ended - bar.began) * scale)
             lines.append(f'<text class="ink" x="{LEFT - 10}" y="{y + 13}" text-anchor="end">{escape(bar.label)}</text>')
-            lines.append(f'<rect class="{bar.kind}" x="{begin:.1f}" y="{y + 2}" width="{width:.1f}" height="14" rx="2"/>')
+            place = f'x="{begin:.1f}" y="{y + 2}" width="{width:.1f}" height="14" rx="2"'
+            lines.append(f'<rect class="{bar.kind}" {place}/>')
             told = f"{bar.ended - bar.began:.0f}"
             lines.append(f'<text class="soft" x="{begin + width + 5:.1f}" y="{y + 13}">{told}</text>')
         top = bottom + 34

@@ -46,8 +46,8 @@ def test_a_malformed_parent_counts_as_none(wrong: str) -> None:
 @pytest.mark.parametrize(
     "state",
     [
-        "a=" + "x" * MAX_STATE, ",".join(f"k{n}=v" for n in range(MAX_MEMBERS + 1)), "novalue", "A=b", "a=b,a=c", "a=b\x00",
-        "a=b\r\nx: y", "a=ü", "a==b", "=b", "a=",
+        "a=" + "x" * MAX_STATE, ",".join(f"k{n}=v" for n in range(MAX_MEMBERS + 1)), "novalue", "A=b", "a=b,a=c",
+        "a=b\x00", "a=b\r\nx: y", "a=ü", "a==b", "=b", "a=",
     ],
 )  # fmt: skip
 def test_a_malformed_or_long_state_is_left_out(state: str) -> None:

@@ -214,7 +214,7 @@ class Servers:
 
 
 class TracedServers(Servers):
-    """One encoder, one language instance and a router, which send their spans to a collector. Not the undivided model."""
+    """One encoder, one language instance and a router, which send their spans to a collector. No undivided model."""
 
     def __init__(self, folder: Path, collector: str) -> None:
         self._prepare(folder, {"OTEL_BSP_SCHEDULE_DELAY": "200"})

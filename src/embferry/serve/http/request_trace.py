@@ -128,8 +128,9 @@ class RequestTrace:
     def end(self, outcome: str, attempts: int) -> None:
         """Ends every span that has not ended."""
         error = "" if outcome in _FINE else outcome
-        for part in (*self._calls, self._fetch):
-            part.end(error)
+        for call in self._calls:
+            call.end(error)
+        self._fetch.end(error)
         self._root.set(outcome=outcome, attempts=attempts)
         self._root.end(error)
 
