@@ -26,7 +26,7 @@ from tests.collector import Seen, collecting  # noqa: E402
 from tests.serve.vllm.servers import TracedServers, picture  # noqa: E402
 from tests.serve.vllm.stubs import text  # noqa: E402
 
-WARMING, MEASURED = 2, 9
+WARMING, MEASURED = 2, 15
 SIZE = 756, 420
 """Pixels of each picture."""
 TOKENS = 8
