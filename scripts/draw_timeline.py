@@ -70,16 +70,17 @@ def bars(spans: Iterable[Seen]) -> list[Bar]:
     first = ended - told(language, "time_in_model_decode")
     scheduled = first - told(language, "time_in_model_prefill")
     queued = scheduled - told(language, "time_in_queue")
+    loads = max(scheduled, transfer.ended)  # vLLM tells only when it first looked at the request
     forward = encoded - told(encode, "time_in_model_inference")
     return [
         Bar("router", "router reads the request", ms(fetch.began), ms(fetch.ended)),
         Bar("encode", "encode instance prepares", ms(encode.began), ms(forward)),
         Bar("encode", "encode instance encodes", ms(forward), ms(encoded)),
-        Bar("transfer", "transfer", ms(transfer.began), ms(transfer.ended)),
+        Bar("transfer", "transfer, from its opening on", ms(transfer.began), ms(transfer.ended)),
         Bar("language", "language instance prepares", ms(language.began), ms(queued)),
-        Bar("waits", "its request waits", ms(queued), ms(scheduled)),
-        Bar("language", "language instance prefills", ms(scheduled), ms(first)),
-        Bar("language", f"{TOKENS} tokens", ms(first), ms(ended)),
+        Bar("waits", "its request waits for the picture", ms(queued), ms(loads)),
+        Bar("language", "language instance prefills", ms(loads), ms(first)),
+        Bar("language", f"{TOKENS} tokens of the answer", ms(first), ms(ended)),
     ]
 
 
