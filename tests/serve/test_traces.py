@@ -48,7 +48,7 @@ async def test_a_request_is_one_tree_under_the_span_of_its_client(
     root = named(spans, ROOT)
     assert (root.kind, named(spans, "encode").kind) == ("server", "client")
     expected = {"request": 1, "stream": stream, "images": 1, "videos": 0, "outcome": "answered", "attempts": 1}
-    expected |= {"tokens": 64, "bytes": 4096, "transport": "shm", "transfers": 8}
+    expected |= {"sounds": 0, "tokens": 64, "bytes": 4096, "transport": "shm", "transfers": 8}
     assert facts(root.attributes) == expected
     assert [name for _, name, _ in root.events] == ["first_token"]
     assert named(spans, "encode").attributes == {"embferry.worker": "encode0"}

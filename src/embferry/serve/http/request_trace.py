@@ -17,6 +17,7 @@ MAX_CALLS = 64
 """Calls of a request that have spans of their own."""
 NAMES = {"encode": "encode", "language": "generate"}
 """The span of a call, by the role of its worker; others have the name of the role."""
+_KINDS = {"images": "image", "videos": "video", "sounds": "audio"}
 _FINE = ("answered", "client left")
 _TOLD_OTHERWISE = {"resumed", "error", "worker_found", "worker_lost"}
 """Events of the transfer and the error of the root, which spans tell otherwise; and those of no request."""
@@ -87,7 +88,7 @@ class RequestTrace:
 
     def describe(self, *, streams: bool, kinds: Collection[str]) -> None:
         """Notes what was asked; see :meth:`.RequestRecord.describe`."""
-        counts = {f"{kind}s": sum(one == kind for one in kinds) for kind in ("image", "video")}
+        counts = {name: sum(one == kind for one in kinds) for name, kind in _KINDS.items()}
         self._root.set(stream=streams, **counts)
         self._fetch.set(**counts)
 
