@@ -76,7 +76,7 @@ def bars(spans: Iterable[Seen]) -> list[Bar]:
         Bar("router", "router reads the request", ms(fetch.began), ms(fetch.ended)),
         Bar("encode", "encode instance prepares", ms(encode.began), ms(forward)),
         Bar("encode", "encode instance encodes", ms(forward), ms(encoded)),
-        Bar("transfer", "transfer, from its opening on", ms(transfer.began), ms(transfer.ended)),
+        Bar("transfer", "transfer, while it is open", ms(transfer.began), ms(transfer.ended)),
         Bar("language", "language instance prepares", ms(language.began), ms(queued)),
         Bar("waits", "its request waits for the picture", ms(queued), ms(loads)),
         Bar("language", "language instance prefills", ms(loads), ms(first)),
