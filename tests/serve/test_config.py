@@ -232,6 +232,7 @@ def _valid_value(key: tuple[str, ...]) -> object:
         "http_advertise": "127.0.0.1",
         "advertise_host": "x",
         "url": "file:///x",
+        "endpoint": "http://x",
     }
     if key[-1] in addresses:
         return addresses[key[-1]]

@@ -28,9 +28,10 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAM = r"(?:\S+/)?(?:embferry|make|pip|python|vllm)\b"
 ASSIGNMENTS = r"(?:[A-Z_]+=\S+ +)*"
 NOT_OURS = {
-    *("--", "--middleware", "--api-server-count", "--nnodes", "--master-addr"),  # of vLLM, after a separator
+    "--",  # the separator before the arguments of vLLM
+    *("--middleware", "--api-server-count", "--nnodes", "--master-addr", "--otlp-traces-endpoint"),  # of vLLM
     *("--encoder-only", "--language-only", "--encoder-urls", "--encoder-transfer-backend"),  # of SGLang
-    *("--dp-size", "--enable-dp-attention", "--tokenizer-worker-num"),  # of SGLang
+    *("--dp-size", "--enable-dp-attention", "--tokenizer-worker-num", "--enable-trace"),  # of SGLang
 }
 CHECKS = {"serve": check_serve, "router": check_router}
 

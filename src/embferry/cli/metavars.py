@@ -60,6 +60,7 @@ _BY_ENDING = {
     "port": "PORT",
     "host": "HOST",
     "url": "URL",
+    "endpoint": "URL",
     "urls": "URL,...",
     "folders": "FOLDER,...",
     "name": "NAME",

@@ -40,7 +40,7 @@ def serve(settings: Settings, rest: list[str]) -> None:
     run(settings)
 
 
-@settings_command("router", "vllm", also=("media",), check=check_router)
+@settings_command("router", "vllm", also=("media", "traces"), check=check_router)
 def router(settings: Settings) -> None:
     """Start the router: the OpenAI-compatible HTTP API.
 
@@ -54,7 +54,7 @@ def router(settings: Settings) -> None:
     run(settings)
 
 
-@settings_command("encode", also=("transfer", "media", "bootstrap", "cache"))
+@settings_command("encode", also=("transfer", "media", "bootstrap", "cache", "traces"))
 def encode(settings: Settings) -> None:
     """Start an encode worker: pictures and videos in, embeddings out.
 
@@ -70,7 +70,7 @@ def encode(settings: Settings) -> None:
     run(settings)
 
 
-@settings_command("language", also=("transfer", "bootstrap"))
+@settings_command("language", also=("transfer", "bootstrap", "traces"))
 def language(settings: Settings) -> None:
     """Start a language worker: embeddings in, answers out.
 

@@ -31,6 +31,7 @@ from embferry.serve.config_values import (
     Origins,
     ProxyUrl,
     ServerUrl,
+    TracesUrl,
     Urls,
     ZmqUrls,
     api_key,
@@ -345,6 +346,16 @@ class BootstrapSettings(Section):
     then, but see and change no worker."""
 
 
+class TracesSettings(Section):
+    """Traces of requests, sent to a collector of OpenTelemetry by router and workers. Needs `embferry[traces]`."""
+
+    endpoint: TracesUrl | None = None
+    """URL of the collector, which takes OTLP over HTTP, such as `http://127.0.0.1:4318`; without a path, `/v1/traces`
+    is added. Without a URL there are no traces, and they cost nothing."""
+    share: Annotated[float, Field(ge=0, le=1)] = 1
+    """Share of the requests without a `traceparent` that are traced. Of one with it, its client has decided that."""
+
+
 class ServeSettings(Section):
     """`embferry serve`: all processes on one machine."""
 
@@ -483,6 +494,7 @@ class Settings(Section):
     router: RouterSettings = RouterSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
     serve: ServeSettings = ServeSettings()
+    traces: TracesSettings = TracesSettings()
     vllm: VllmSettings = VllmSettings()
     security: SecuritySettings = SecuritySettings()
 

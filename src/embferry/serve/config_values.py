@@ -176,6 +176,7 @@ def _cache_url(text: str) -> str:
 CacheUrl = Annotated[str, AfterValidator(_cache_url)]
 Host = Annotated[str, AfterValidator(_host)]
 ServerUrl = Annotated[str, AfterValidator(_checked("http://10.0.0.1:8998"))]
+TracesUrl = Annotated[str, AfterValidator(_checked("http://127.0.0.1:4318", has_path=True))]
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 AddressOrUrl = Annotated[str, AfterValidator(_address_or_url)]
 MediaHosts = Annotated[tuple[Annotated[str, AfterValidator(_media_host)], ...], BeforeValidator(split)]

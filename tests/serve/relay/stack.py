@@ -105,14 +105,16 @@ def settings_for(transport: str, ports: dict[Hop, int]) -> Settings:
 
 
 @contextlib.contextmanager
-def relayed_stack(transport: str, logs: Path) -> Iterator[RelayedStack]:
-    """Starts a stack whose embeddings travel over ``transport``."""
+def relayed_stack(
+    transport: str, logs: Path, changed: Callable[[Settings], Settings] = lambda settings: settings
+) -> Iterator[RelayedStack]:
+    """Starts a stack whose embeddings travel over ``transport``. ``changed``: returns other settings."""
     with contextlib.ExitStack() as ending:
         relays = {
             hop: ending.enter_context(_relay(_requests))
             for hop in ("bootstrap", "router", "encode", "language", "data")
         }
-        settings = settings_for(transport, {hop: relay.port for hop, relay in relays.items()})
+        settings = changed(settings_for(transport, {hop: relay.port for hop, relay in relays.items()}))
         with LocalCluster(settings, logs=logs) as cluster:
             cluster.wait_ready(START)
             ports = {view.role: _listening(view.pid) for view in cluster.processes}

@@ -213,6 +213,35 @@ class Servers:
                 process.wait()
 
 
+class TracedServers(Servers):
+    """One encoder, one language instance and a router, which send their spans to a collector. No undivided model."""
+
+    def __init__(self, folder: Path, collector: str) -> None:
+        self._prepare(folder, {"OTEL_BSP_SCHEDULE_DELAY": "200"})
+        self._traces = ("--traces-endpoint", collector)
+        words = ("serve", "--engine", "vllm", "--model", str(folder / "model"), "--port", "0", "--restart-delay", "0.1")
+        self.split = self.start(self._log, *EMBFERRY, *words, *self._traces, "--", *VLLM)
+
+    def another_router(self, overlap: str) -> str:
+        """Starts one more router before the same instances, with this ``vllm.overlap``. Returns its URL."""
+        port = str(free_port())
+        where = ("--encode-urls", self.at("encode-0"), "--language-urls", self.at("language-0"), "--port", port)
+        words = ("router", "--engine", "vllm", *where, "--overlap", overlap, *self._traces)
+        self.start(self._folder / f"router-{port}.log", *EMBFERRY, *words)
+        url = f"http://127.0.0.1:{port}"
+        self.wait("it is ready", f"{url}/ready")
+        return url
+
+    def ask(self, *content: Any, url: str = "", traceparent: str = "", stream: bool = True, **more: Any) -> None:
+        """Asks a router, and reads the whole answer."""
+        body = {"model": "tiny", "messages": [{"role": "user", "content": list(content)}], **GREEDY, **MORE, **more}
+        headers = {"Authorization": f"Bearer {API_KEY}"} | ({"traceparent": traceparent} if traceparent else {})
+        path = f"{url or self.url}/v1/chat/completions"
+        with httpx.Client(trust_env=False, timeout=CONDITION_S, headers=headers) as client:
+            response = client.post(path, json=body | {"stream": stream})
+        assert response.status_code == 200, response.text
+
+
 def picture(seed: int, width: int = 224, height: int = 168) -> dict[str, Any]:
     """Returns a picture of noise: no two have the same embedding."""
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_noise(seed, width, height, 'PNG')}"}}

@@ -22,6 +22,7 @@ MAX_BAD_CHUNKS = 4
 Count = Annotated[int, msgspec.Meta(gt=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+CollectorUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?\Z")]
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +70,8 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         metrics_port: Port of the Prometheus endpoint at ``host``, 0 for any. Rank r of a data-parallel engine adds r.
         ranks_port: Engines with ranks on several hosts: the port at the scheduler's ``host`` from which the other hosts
             fetch embeddings. They reach it at vLLM's ``master_addr``.
+        traces_endpoint: Consumer: URL of a collector for OTLP over HTTP, which gets a span of each transfer; None for
+            none. vLLM tells of the trace of a request only with `--otlp-traces-endpoint`.
     """
 
     transports: tuple[str, ...] = ("shm", "tcp")
@@ -91,6 +94,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache: CacheConfig | None = None
     metrics_port: Port | None = None
     ranks_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    traces_endpoint: CollectorUrl | None = None
 
     @property
     def trust(self) -> Trust:

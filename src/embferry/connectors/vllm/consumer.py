@@ -16,10 +16,13 @@ from embferry import (
     LayoutMismatch,
     ReceiveManager,
 )
+from embferry.traces.context import TraceContext
+from embferry.traces.spans import Tracer
 
 from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shared_rows import SharedRows
+from ..shared.transfer_trace import TransferTrace
 from .claims import new_consumer
 from .config import MAX_KEPT, ConnectorConfig
 from .coordinates import Coordinates
@@ -35,8 +38,14 @@ class Consumer:
     """
 
     def __init__(
-        self, config: ConnectorConfig, counters: Counters, router: RouterClient | None, workers: Workers
+        self,
+        config: ConnectorConfig,
+        counters: Counters,
+        router: RouterClient | None,
+        workers: Workers,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._config, self._counters, self._router, self._workers = config, counters, router, workers
         self._managers: Managers[ReceiveManager] = Managers(self._new_manager, counters, is_busy=self._is_under_way)
         self._embeddings: OrderedDict[str, IncomingEmbedding] = OrderedDict()
@@ -44,12 +53,14 @@ class Consumer:
         self._name = new_consumer()
         self._counters.add_gauge("kept_bytes", self._kept_bytes)
 
-    def require(self, request: str, mm_hash: str, coordinates: Coordinates) -> bool:
+    def require(self, request: str, mm_hash: str, coordinates: Coordinates, call: TraceContext | None = None) -> bool:
         """Returns whether the embedding is here, mapped by every rank; starts its transfer if necessary.
 
         An embedding with this hash that is here or under way for another request is used, although its bytes may
         differ in the last bit: vLLM's own cache goes by the hash too. One that is not offered yet gives way to an
         offer, and to coordinates of a request that is left when those that named its room have ended.
+
+        ``call`` is the span of the request, under which a transfer that it starts has its own.
 
         Raises:
             EmbeddingTransferError: The embedding cannot be obtained.
@@ -58,10 +69,10 @@ class Consumer:
         if embedding is not None and _gives_way(embedding, coordinates):
             users = embedding.users
             self._drop(mm_hash, "aborted")
-            embedding = self._begin(mm_hash, coordinates, frozenset())
+            embedding = self._begin(mm_hash, coordinates, frozenset(), call)
             embedding.users |= users
         elif embedding is None:
-            embedding = self._begin(mm_hash, coordinates, frozenset())
+            embedding = self._begin(mm_hash, coordinates, frozenset(), call)
         elif embedding.coordinates.shape != coordinates.shape:
             raise LayoutMismatch(f"the embedding {mm_hash} is here in another shape; is the same model on both sides?")
         elif request not in embedding.users:
@@ -75,7 +86,7 @@ class Consumer:
             self._drop(mm_hash, "failed")
             if coordinates.room in embedding.rooms:
                 raise
-            self._begin(mm_hash, coordinates, embedding.rooms).users.update(embedding.users)
+            self._begin(mm_hash, coordinates, embedding.rooms, call).users.update(embedding.users)
             return False
 
     def wait(self, timeout: float) -> bool:
@@ -113,7 +124,9 @@ class Consumer:
             self._drop(mm_hash, "aborted")
         self._managers.close()
 
-    def _begin(self, mm_hash: str, coordinates: Coordinates, failed_rooms: frozenset[int]) -> IncomingEmbedding:
+    def _begin(
+        self, mm_hash: str, coordinates: Coordinates, failed_rooms: frozenset[int], call: TraceContext | None
+    ) -> IncomingEmbedding:
         if coordinates.shape.nbytes > self._config.max_embedding_bytes:
             why = f"an embedding of {coordinates.shape.nbytes} bytes; the limit is {self._config.max_embedding_bytes}"
             raise CapacityError(f"{why}; raise max_embedding_bytes", room=coordinates.room, retryable=False)
@@ -126,6 +139,7 @@ class Consumer:
             failed_rooms,
             self._changed.set,
             self._name,
+            None if self._tracer is None or call is None else TransferTrace(self._tracer, call),
         )
         return embedding
 

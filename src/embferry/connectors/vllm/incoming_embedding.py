@@ -28,6 +28,7 @@ from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shape import digest_of
 from ..shared.shared_rows import ByteRows, SharedRows
+from ..shared.transfer_trace import TransferTrace
 from .claims import new_claim
 from .coordinates import Coordinates
 from .router_client import RouterClient
@@ -64,12 +65,14 @@ class IncomingEmbedding:
         failed_rooms: frozenset[int],
         on_end: Callable[[], object],
         consumer: str,
+        trace: TransferTrace | None = None,
     ) -> None:
         """Starts the transfer, or asks the router for a producer if the coordinates have no endpoint.
 
         ``consumer`` is the name under which claims are made. From ``failed_rooms`` the same embedding could not be
         obtained. ``on_end`` is called when it is here and mapped, or has failed, on a thread of a manager, of the
         channel or of the router's client. It may not block.
+        ``trace`` is its span, if one is wanted.
 
         Raises:
             PeerGone: The coordinates have no endpoint, and there is no router to ask.
@@ -84,6 +87,7 @@ class IncomingEmbedding:
         self._managers, self._workers, self._counters, self._on_end = managers, workers, counters, on_end
         self._router, self._consumer = router if coordinates.failover_token else None, consumer
         self._began = time.monotonic()
+        self._trace = trace
         self._digests = {coordinates.digest} - {None}  # those that are right
         # Guards everything below, "shared" and "coordinates" against the callback thread and the router's threads.
         self._lock = threading.RLock()
@@ -145,6 +149,8 @@ class IncomingEmbedding:
         if receiver is not None:
             receiver.abort()
             self._count(receiver, outcome)
+        self._end_trace(receiver, outcome)
+        if receiver is not None:
             receiver.clear()
         if shared is not None:
             shared.close()
@@ -210,6 +216,7 @@ class IncomingEmbedding:
             why = "the received embedding is not the announced one; encode it again"
             raise IntegrityError(why, room=self.coordinates.room)
         self._count(receiver, "success")
+        self._end_trace(receiver)
         receiver.clear()
         with self._lock:
             self._receiver = None
@@ -226,6 +233,10 @@ class IncomingEmbedding:
             self._counters.add("embedding_bytes", shape.nbytes)
             self._counters.add("repeated_bytes", max(0, received - shape.tokens) * shape.token_bytes)
             self._counters.observe_seconds(time.monotonic() - self._began)
+
+    def _end_trace(self, receiver: EmbeddingReceiver | None, error: str = "") -> None:
+        if self._trace is not None:
+            self._trace.end(receiver, self.coordinates.shape.token_bytes, error)
 
     # Coordinates without an endpoint, or a manager that has failed: the router names the producer.
 
@@ -270,6 +281,8 @@ class IncomingEmbedding:
             shared, self.shared = self.shared, None  # the old transfer may still write into it
             extra = {"room": receiver.room}
             log.warning("room %d: %s; asks the router for a producer again", receiver.room, error, extra=extra)
+            if self._trace is not None:
+                self._trace.lost(error.code)
             self._ask_for_endpoint(error)
         self._count(receiver, "failed")
         if shared is not None:
@@ -286,6 +299,8 @@ class IncomingEmbedding:
         try:
             status = receiver.poll()
             error = receiver.failure_exception() if status is KVPoll.Failed else None
+            if self._trace is not None:
+                self._trace.changed(receiver, is_complete=status is KVPoll.Success)
         except EmbeddingTransferError as stopped:  # the manager is closed, or has failed
             status, error = KVPoll.Failed, stopped
         if error is not None and self._restart(receiver, error):
@@ -303,6 +318,8 @@ class IncomingEmbedding:
         extra = {"room": receiver.room}
         log.warning("room %d: the producer at %s is lost: %s", receiver.room, endpoint, lost, extra=extra)
         self._counters.add("losses", label=lost.code)
+        if self._trace is not None:
+            self._trace.lost(lost.code)
         answer = self._router.failover(self.coordinates, lost)
         answer.add_done_callback(lambda answer: self._fail_over(receiver, lost, answer))
 

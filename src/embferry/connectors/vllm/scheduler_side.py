@@ -16,6 +16,8 @@ from vllm.v1.request import RequestStatus
 
 from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError
 from embferry.models import grid_rule
+from embferry.traces.context import TraceContext, parse
+from embferry.traces.otlp import open_tracer
 from embferry.transfer.failures import as_transfer_error, attempt
 
 from ..shared.counters import Counters, MetricsServer
@@ -81,6 +83,8 @@ class SchedulerSide:
     """One in each engine. The engine's loop calls the methods, which block for at most :data:`ENCODE_WAIT_S`."""
 
     def __init__(self, vllm_config: VllmConfig, config: ConnectorConfig, name: str, placement: Placement) -> None:
+        setting = "ec_connector_extra_config: traces_endpoint"
+        self._tracer = open_tracer(config.traces_endpoint, "embferry-connector", setting=setting)
         transfer, model = vllm_config.ec_transfer_config, vllm_config.model_config
         self._dtype = str(model.dtype).removeprefix("torch.")
         self._hidden = model.get_inputs_embeds_size()
@@ -98,7 +102,9 @@ class SchedulerSide:
         self._workers = Workers(name, ranks, others)
         producing, consuming = transfer.is_ec_producer, transfer.is_ec_consumer
         self._producer = Producer(config, self._workers, self.counters) if producing else None
-        self._consumer = Consumer(config, self.counters, self._router, self._workers) if consuming else None
+        self._consumer = (
+            Consumer(config, self.counters, self._router, self._workers, self._tracer) if consuming else None
+        )
         self._shared = (
             None if self._producer is None else open_cache(config, vllm_config, self._producer, self.counters, ranks)
         )
@@ -187,7 +193,8 @@ class SchedulerSide:
             self._producer.release(request.request_id)
 
     def close(self) -> None:
-        for part in (self._shared, self._producer, self._consumer, self._workers, self._router, self._metrics):
+        engine = (self._shared, self._producer, self._consumer, self._workers)
+        for part in (*engine, self._router, self._metrics, self._tracer):
             if part is not None and (error := attempt(part.close)) is not None:
                 log.error("a part of the connector could not be closed", exc_info=error)
         self._shared = self._producer = self._consumer = self._router = self._metrics = None
@@ -267,7 +274,8 @@ class SchedulerSide:
         coordinates = coordinates_in(entry)
         if coordinates is not None:
             coordinates = coordinates.at_prompt(request.get_num_encoder_embeds(index), self._dtype, self._hidden)
-            return self._consumer.require(request.request_id, feature.identifier, coordinates)
+            call = None if self._tracer is None else _call_in(request)
+            return self._consumer.require(request.request_id, feature.identifier, coordinates, call)
         if self._consumer.find(feature.identifier) is not None:
             return True
         if (refusal := refusal_in(entry)) is not None:
@@ -295,3 +303,10 @@ def _room(request: Request) -> int | None:
     except RemoteProtocolError:  # the response has it
         return None
     return None if requested is None or len(request.mm_features) > 1 else requested.room
+
+
+def _call_in(request: Request) -> TraceContext | None:
+    """Returns the span that the HTTP request named, if its trace is recorded. vLLM keeps the headers if it traces."""
+    headers = getattr(request, "trace_headers", None) or {}
+    call = parse(headers.get("traceparent", ""), headers.get("tracestate", ""))
+    return call if call is not None and call.sampled else None

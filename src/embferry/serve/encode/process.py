@@ -95,7 +95,7 @@ def build(service: EncodeService) -> ASGIApp:
                 hold.release()
                 return Response(status_code=499)
             with about(request_id=encode_request.request_id, room=encode_request.room):
-                room = service.admit(encode_request, hold, caller_of(scope))
+                room = service.admit(encode_request, hold, caller_of(scope), service.call_in(scope["headers"]))
         except BaseException:
             hold.release()
             raise

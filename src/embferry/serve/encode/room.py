@@ -14,6 +14,7 @@ from embferry.engine.prompt import stream_digest
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.layout import Field
 from embferry.serve.byte_budget import Hold
+from embferry.serve.encode.room_trace import RoomTrace
 from embferry.serve.encode.shared_cache import Lookup
 from embferry.serve.media.decoding.cancellation import Cancellation
 from embferry.transfer.fields import Fields
@@ -43,6 +44,7 @@ class Room:
         lookups: for each of them, its search in the cache that encoders share; empty before they begin or without one.
         aux: int32 values that are announced with the length.
         sha256: the digest of all bytes of the embedding, once a client has asked for it.
+        trace: its spans; None unless they are wanted.
     """
 
     def __init__(self, number: int, hold: Hold, caller: str = "") -> None:
@@ -60,6 +62,7 @@ class Room:
         self.digest = b""
         self.aux: tuple[int, ...] = ()
         self.sha256: bytes | None = None
+        self.trace: RoomTrace | None = None
         self._single_item = False
         self._pin: Pin | None = None
 

@@ -38,6 +38,7 @@ from embferry.serve.encode.messages import EncodeItem, EncodeRequest
 from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.encode.preparation import in_turn, prepare_item
 from embferry.serve.encode.room import Room, pixel_bytes
+from embferry.serve.encode.room_trace import RoomTrace
 from embferry.serve.encode.self_test import SelfTest
 from embferry.serve.encode.shared_cache import SharedCache, SharedCacheMetrics
 from embferry.serve.encode.turns import Turns
@@ -47,6 +48,7 @@ from embferry.serve.media.decoding.pool import PROCESSES
 from embferry.serve.shared_threads import SharedThreads
 from embferry.serve.worker.errors import as_serve_error
 from embferry.serve.worker.service import Service
+from embferry.traces.context import TraceContext
 from embferry.transfer.failures import attempt
 
 T = TypeVar("T")
@@ -96,13 +98,16 @@ class EncodeService(Service[SendingManager, int, Room]):
         with self._lock:
             self._displace_for(caller, lambda: self.budget.held + nbytes > self.budget.limit)
 
-    def admit(self, request: EncodeRequest, hold: Hold | None = None, caller: str = "") -> Room:
+    def admit(
+        self, request: EncodeRequest, hold: Hold | None = None, caller: str = "", call: TraceContext | None = None
+    ) -> Room:
         """Opens a room for a request that is about to be decoded. :meth:`announce` or :meth:`drop` must follow.
 
         Args:
             request: the decoded request.
             hold: the request's share of ``budget``, which the room releases at its end; None: a new one.
             caller: the address of the request's client.
+            call: the span of the caller, if the room is to have spans.
 
         Raises:
             CapacityError: ``encode.max_rooms`` are open, or the worker is shutting down.
@@ -116,6 +121,7 @@ class EncodeService(Service[SendingManager, int, Room]):
             self._check_capacity(most, "encode.max_rooms", request.room)
             room = self._open[request.room] = self._new_room(request, hold or self.budget.hold(), caller)
             room.client = request.client or caller
+            room.trace = None if self.tracer is None or call is None else RoomTrace(self.tracer, call)
             return room
 
     def _new_room(self, request: EncodeRequest, hold: Hold, caller: str) -> Room:
@@ -201,6 +207,8 @@ class EncodeService(Service[SendingManager, int, Room]):
                 sender.clear()
                 raise
             room.sender, room.announced_at = sender, time.monotonic()
+            if room.trace is not None:
+                room.trace.announced(room.announced_at)
         self._wake.set()
 
     def drop(self, room: Room) -> None:
@@ -301,15 +309,21 @@ class EncodeService(Service[SendingManager, int, Room]):
             return False
         if room.waiting:
             item = room.waiting[0]
+            if room.trace is not None:
+                room.trace.item_begins()
             try:
-                room.add(self.cache.pin(item.digest, lambda: self._encode_item(item)), self.encoder.fields)
+                room.add(self.cache.pin(item.digest, lambda: self._encode_item(item, room)), self.encoder.fields)
             finally:
                 room.end_lookup()
+            if room.trace is not None:
+                room.trace.item_ends(item)
         sender.send_embedding(*room.encoded)
         room.count_bytes(self.manager.layout.token_bytes)
         return bool(room.waiting) and sender.poll() is not KVPoll.Failed
 
-    def _encode_item(self, item: PreparedItem) -> Embedding:
+    def _encode_item(self, item: PreparedItem, room: Room) -> Embedding:
+        if room.trace is not None:
+            room.trace.encodes()
         began = time.monotonic()
         embedding = self.encoder.encode(item)
         self.self_test.succeeded()
@@ -362,6 +376,8 @@ class EncodeService(Service[SendingManager, int, Room]):
     def _end(self, room: Room, outcome: str) -> None:
         if self._open.pop(room.number, None) is not None:
             self.metrics.finished.labels(outcome).inc()
+            if room.trace is not None:
+                room.trace.end(outcome, 0 if room.sender is None else room.sender.sent_bytes)
         if (error := attempt(room.release)) is not None:
             log.error("its memory could not be released", exc_info=error, extra={"room": room.number})
         self._freed.add(room.hold.peak)

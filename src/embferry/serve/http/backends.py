@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import ssl
@@ -19,6 +20,7 @@ from embferry.serve.config import Settings
 from embferry.serve.http.descriptors import within_open_files
 from embferry.serve.http.journal import Journal
 from embferry.serve.media.fetch import Fetcher
+from embferry.traces.otlp import open_tracer
 from embferry.trust.bounded_answers import bounded_client
 
 KEEPALIVE_CONNECTIONS = 64
@@ -71,6 +73,9 @@ class Backends(ABC, Generic[M]):
         budget: bounds the bytes of the requests being handled.
         own_addresses: IP addresses of backends that call this router, for whose connections room is kept.
         journal: what is done for requests.
+
+    Raises:
+        EmbferryError: traces are wanted, and OpenTelemetry is not installed.
     """
 
     keepalive_seconds: ClassVar[float] = 5.0
@@ -91,7 +96,9 @@ class Backends(ABC, Generic[M]):
         self.client = client(within_open_files(MAX_CALLS, DESCRIPTORS))
         self.control = client(None)
         self.own_addresses: set[str] = set()
-        self.journal = Journal()
+        traces, place = settings.traces, settings.place("traces", "endpoint")
+        self._tracer = open_tracer(traces.endpoint, "embferry-router", traces.share, place)
+        self.journal = Journal(tracer=self._tracer, tells_decode=settings.router.engine == "vllm")
         self.fetcher = Fetcher(settings.media, certificates, within_open_files(MAX_FETCHES, FETCHES_DESCRIPTORS))
         router = settings.router
         each = router.max_held_bytes_per_client
@@ -111,6 +118,8 @@ class Backends(ABC, Generic[M]):
         await self.fetcher.close()
         await self.client.aclose()
         await self.control.aclose()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     @contextlib.contextmanager
     def count_in_flight(self, backend: Hashable) -> Iterator[None]:

@@ -129,7 +129,7 @@ class ChatEndpoint(ABC, Generic[B]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics, client = self.fleet.metrics, scope.setdefault("state", {}).get("client", "")
         with (
-            self.fleet.journal.request(scope["path"]) as record,
+            self.fleet.journal.request(scope["path"], scope["headers"]) as record,
             metrics.in_flight.track_inprogress(),
             metrics.seconds.time(),
             self.fleet.budget.hold(client=client) as hold,
@@ -138,6 +138,8 @@ class ChatEndpoint(ABC, Generic[B]):
             response = ClientResponse(send)
             scope["state"]["facts"] = response.facts
             response.facts["number"] = record.number
+            if record.trace is not None:
+                response.facts["trace"] = record.trace.id
 
             def client_left() -> None:
                 response.facts["outcome"] = "client left"

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from embferry.protocol.text import printable
+from embferry.serve.http.request_trace import NO_CALL, Call, RequestTrace
+from embferry.serve.http.samples import Second, rounded
+from embferry.traces.spans import Tracer
 
 Phase = Literal["fetch", "encode", "transfer", "prefill", "decode", "answer"]
 """The work that a request waits for.
@@ -58,7 +61,7 @@ class Event:
     def view(self) -> dict[str, Any]:
         """Returns the event as JSON has it."""
         known = {"id": self.id, "kind": self.kind, "request": self.request, "count": self.count}
-        return known | {"at": _rounded(self.at), **self.facts}
+        return known | {"at": rounded(self.at), **self.facts}
 
 
 class RequestRecord:
@@ -69,6 +72,7 @@ class RequestRecord:
         path: one of the router's paths.
         outcome: ``answered``, ``client left``, or the code of its error; empty while it is under way.
         changed: the version of the journal at the last change.
+        trace: its spans; None unless they are wanted.
     """
 
     def __init__(self, journal: Journal, number: int, path: str) -> None:
@@ -85,6 +89,7 @@ class RequestRecord:
         self.outcome = ""
         self.changed = NEVER
         self._resumes: Event | None = None  # the event of this attempt's resumed transfers
+        self.trace: RequestTrace | None = None
 
     def describe(self, *, streams: bool, kinds: Collection[str]) -> None:
         """Notes what was asked.
@@ -98,6 +103,8 @@ class RequestRecord:
             counts = Counter(kinds)
             self.images, self.videos, self.sounds = counts["image"], counts["video"], counts["audio"]
             self._touch()
+            if self.trace is not None:
+                self.trace.describe(streams=streams, kinds=kinds)
 
     def phase(self, name: Phase) -> None:
         """Begins a phase, which ends the one before. Does nothing if it is under way."""
@@ -105,17 +112,23 @@ class RequestRecord:
             self._end_phase(self._journal.now)
             self.phases.append((name, self._journal.now, None))
             self._touch()
+            if self.trace is not None:
+                self.trace.phase(name)
 
-    def asks(self, role: str, worker: str, *, beside_others: bool = False) -> None:
+    def asks(self, role: str, worker: str, *, beside_others: bool = False, stage: str = "") -> Call:
         """Notes that a worker is asked, in place of those of its role that were asked before.
 
         Args:
             role: the worker's.
             worker: its id.
             beside_others: the encoders that were asked before stay; each has items of its own.
+            stage: the role of an instance that is one of several for the answer.
+
+        Returns:
+            The call. Its headers tell the worker of the trace, and it ends with the call.
         """
         if self.ended is not None:
-            return
+            return NO_CALL
         worker = printable(worker, MAX_TEXT)
         if role == "language":
             self.language = worker
@@ -124,6 +137,7 @@ class RequestRecord:
         elif worker not in self.encoders and len(self.encoders) < MAX_ENCODERS:
             self.encoders.append(worker)
         self._touch()
+        return NO_CALL if self.trace is None else self.trace.asks(stage or role, worker)
 
     def progress(self, told: dict[str, Any]) -> None:
         """Notes how much of the embedding has arrived.
@@ -140,6 +154,8 @@ class RequestRecord:
                 self._resumes = self._journal.event("resumed", request=self, worker=self.language)
             self._journal.repeat(self._resumes, resumes)
         self._touch()
+        if self.trace is not None:
+            self.trace.progress(self.transfer)
 
     def begins_again(self, code: str, worker: str) -> None:
         """Notes that the attempt has failed, and another one follows."""
@@ -178,6 +194,8 @@ class RequestRecord:
             self.ttft = seconds
             self.phase("decode")
             self._touch()
+            if self.trace is not None:
+                self.trace.first_token()
 
     def fails(self, code: str) -> None:
         """Ends the request with an error."""
@@ -193,24 +211,26 @@ class RequestRecord:
             self.outcome = printable(outcome, MAX_TEXT)
             self._journal.has_ended(self)
             self._touch()
+            if self.trace is not None:
+                self.trace.end(self.outcome, self.attempts)
 
     def view(self) -> dict[str, Any]:
         """Returns the record as JSON has it."""
         return {
             "number": self.number,
             "path": self.path,
-            "began": _rounded(self.began),
-            "ended": _rounded(self.ended),
+            "began": rounded(self.began),
+            "ended": rounded(self.ended),
             "streams": self.streams,
             "images": self.images,
             "videos": self.videos,
             "sounds": self.sounds,
-            "phases": [(name, _rounded(begin), _rounded(end)) for name, begin, end in self.phases],
+            "phases": [(name, rounded(begin), rounded(end)) for name, begin, end in self.phases],
             "encoders": self.encoders,
             "language": self.language,
             "transfer": self.transfer,
             "attempts": self.attempts,
-            "ttft": _rounded(self.ttft),
+            "ttft": rounded(self.ttft),
             "outcome": self.outcome,
         }
 
@@ -227,20 +247,29 @@ class Journal:
 
     Args:
         clock: monotonic seconds.
+        tracer: makes the spans of requests; None for none.
+        tells_decode: as for :class:`.RequestTrace`.
 
     Attributes:
         version: counts the changes.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        tracer: Tracer | None = None,
+        *,
+        tells_decode: bool = False,
+    ) -> None:
         self._clock, self._start = clock, clock()
+        self._tracer, self._tells_decode = tracer, tells_decode
         self.version = 0
         self._count = 0
         self._shown: dict[int, RequestRecord] = {}
         self._others: dict[int, RequestRecord] = {}  # under way too, and next in turn to be shown
         self._ended: deque[RequestRecord] = deque(maxlen=MAX_ENDED)
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
-        self._samples: dict[str, deque[_Second]] = {}
+        self._samples: dict[str, deque[Second]] = {}
 
     @property
     def now(self) -> float:
@@ -252,18 +281,21 @@ class Journal:
         self.version += 1
         return self.version
 
-    def begin(self, path: str) -> RequestRecord:
-        """Returns the record of a new request."""
+    def begin(self, path: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> RequestRecord:
+        """Returns the record of a new request. ``headers``: its own, which may name a span of the client."""
         self._count += 1
         record = RequestRecord(self, self._count, path)
+        if self._tracer is not None:
+            tells_decode = self._tells_decode
+            record.trace = RequestTrace(self._tracer, path, headers, record.number, tells_decode=tells_decode)
         record.changed = self.next_version()
         (self._shown if len(self._shown) < MAX_SHOWN else self._others)[record.number] = record
         return record
 
     @contextlib.contextmanager
-    def request(self, path: str) -> Iterator[RequestRecord]:
+    def request(self, path: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Iterator[RequestRecord]:
         """Keeps the record of a request, which is :func:`current_record` for this code and the tasks that it starts."""
-        record = self.begin(path)
+        record = self.begin(path, headers)
         token = _CURRENT.set(record)
         try:
             yield record
@@ -311,6 +343,8 @@ class Journal:
         facts = {name: printable(text, MAX_TEXT) for name, text in texts.items() if text}
         record = request or _CURRENT.get()
         number = None if record is None else record.number
+        if record is not None and record.trace is not None:
+            record.trace.event(kind, facts)
         last = self._events[-1] if self._events else None
         if last is not None and (last.kind, last.facts) == (kind, facts) and kind != "resumed":
             last.request = number
@@ -329,7 +363,7 @@ class Journal:
         kept = self._samples.setdefault(series, deque())
         second = int(self.now)
         if not kept or kept[-1].second != second:
-            kept.append(_Second(second))
+            kept.append(Second(second))
         kept[-1].add(seconds, self.next_version())
         while kept[0].second <= second - SAMPLED_SECONDS:
             kept.popleft()
@@ -342,7 +376,7 @@ class Journal:
         """
         records = [record for record in (*self._ended, *self._shown.values()) if record.changed > version]
         return {
-            "now": _rounded(self.now),
+            "now": rounded(self.now),
             "version": self.version,
             "under_way": len(self._shown) + len(self._others),
             "running": list(self._shown),
@@ -355,31 +389,9 @@ class Journal:
         }
 
 
-class _Second:
-    """The samples of one second."""
-
-    __slots__ = ("changed", "count", "highest", "lowest", "second", "total")
-
-    def __init__(self, second: int) -> None:
-        self.second, self.count, self.total, self.lowest, self.highest = second, 0, 0.0, 0.0, 0.0
-        self.changed = NEVER
-
-    def add(self, value: float, version: int) -> None:
-        self.lowest = value if not self.count else min(self.lowest, value)
-        self.highest = max(self.highest, value)
-        self.count, self.total, self.changed = self.count + 1, self.total + value, version
-
-    def view(self) -> tuple[float | None, ...]:
-        return self.second, self.count, _rounded(self.total), _rounded(self.lowest), _rounded(self.highest)
-
-
 _CURRENT: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
 
 
 def current_record() -> RequestRecord:
     """Returns the record of the request for which this code runs; one that is not kept if it runs for none."""
     return _CURRENT.get() or RequestRecord(Journal(), 0, "")
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 4)

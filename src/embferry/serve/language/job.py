@@ -15,6 +15,7 @@ from embferry.engine.scheduler import Output
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
+from embferry.serve.language.job_trace import JobTrace
 from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.prompting import Built
 
@@ -40,6 +41,7 @@ class Job:
         hold: the bytes that the job holds, counted against ``language.max_held_bytes``.
         marks: the time at which the job reached each stage, in monotonic seconds.
         told: the tokens of the embedding of which the caller knows, and the time at which it was told.
+        trace: its spans; None unless they are wanted.
     """
 
     id: str
@@ -53,6 +55,12 @@ class Job:
     receiver: ReceivingEnd | None = None
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})
     told: tuple[int, float] = (0, 0.0)
+    trace: JobTrace | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the times at which the embedding arrives are of interest."""
+        return self.request.progress or self.trace is not None
 
     def mark(self, name: str) -> None:
         """Records the time of a stage, unless it is recorded already."""
@@ -106,8 +114,19 @@ class Job:
         with contextlib.suppress(EmbeddingTransferError):
             if receiver is not None and receiver.transferred_tokens:
                 self.mark("first_token_here")
+                if self.trace is not None:
+                    self.trace.transfers(receiver.transfers)
                 if receiver.transferred_tokens == receiver.total_embedding_length:
                     self.mark("last_token_here")
+
+    def end_trace(self, last: Event) -> None:
+        """Makes the spans of a job that ends with this event."""
+        if self.trace is None:
+            return
+        if isinstance(last, ServeError):
+            self.trace.end(self.marks, self.transfer(), last.code, 0)
+        else:
+            self.trace.end(self.marks, last["transfer"], "", last["usage"]["completion_tokens"])
 
     def timing(self) -> dict[str, float]:
         """Returns the field ``timing`` of the end event: seconds from the request to each stage that was reached."""

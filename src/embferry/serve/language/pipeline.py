@@ -87,9 +87,10 @@ class JobPipeline:
             return
         job.built = job.building.result()
         job.prompt = job.built.prompt
+        job.mark("opened")
         if self._receives(job.prompt):
             job.receiver = self._open(job, job.prompt)
-            job.receiver.wake_on_change(partial(_changed, job, wake) if job.request.progress else wake)
+            job.receiver.wake_on_change(partial(_changed, job, wake) if job.is_watched else wake)
             self.prealloc_queue.add(job, job.receiver)
         else:
             self._schedule(job, job.prompt)
@@ -160,6 +161,7 @@ class JobPipeline:
 
     def _schedule(self, job: Job, prompt: Prompt, source: EmbeddingSource | None = None) -> None:
         assert job.built is not None
+        job.mark("scheduled")
         built, client = job.built, job.request.client
         self.scheduler.add(Request(job.id, prompt, built.params, source, built.matcher, client))
 

@@ -149,7 +149,8 @@ class Generate:
             if request is None:
                 return
             with about(request_id=request.request_id, room=request.room):
-                job = self._service.submit(request, deliver, hold)
+                call = self._service.call_in(scope["headers"])
+                job = self._service.submit(request, deliver, hold, call)
                 await run_until_disconnect(_forward(events, stream), receive, lambda: log.info("the caller left"))
         finally:
             if job is not None:

@@ -17,12 +17,14 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.language.job import Event, Job
+from embferry.serve.language.job_trace import JobTrace
 from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.pipeline import JobPipeline
 from embferry.serve.language.prompting import PromptThreads
 from embferry.serve.worker.errors import as_serve_error
 from embferry.serve.worker.service import Service
+from embferry.traces.context import TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +51,20 @@ class LanguageService(Service[ReceivingManager, str, Job]):
 
     # Called by the HTTP endpoints, on any thread
 
-    def submit(self, request: GenerateRequest, deliver: Callable[[Event], None], hold: Hold | None = None) -> Job:
+    def submit(
+        self,
+        request: GenerateRequest,
+        deliver: Callable[[Event], None],
+        hold: Hold | None = None,
+        call: TraceContext | None = None,
+    ) -> Job:
         """Queues a request.
 
         Args:
             request: the decoded request.
             deliver: receives the job's events on the engine thread, and must not block; see :class:`.job.Job`.
             hold: the request's share of ``budget``, which the job releases at its end; None: a new one.
+            call: the span of the caller, if the job is to have spans.
 
         Raises:
             CapacityError: the queue is full, or the worker is shutting down.
@@ -75,6 +84,8 @@ class LanguageService(Service[ReceivingManager, str, Job]):
             hold.add(MATCHER_BYTES if request.sampling.constraint is not None else 0)
             job = Job(f"job-{next(self._numbers)}", request, lambda event: None, hold)
             job.deliver = lambda event: self._deliver(job, event, deliver)
+            if self.tracer is not None and call is not None:
+                job.trace = JobTrace(self.tracer, call)
             self._open[job.id] = job
             self._commands.append((self._begin, job))
         self._wake.set()
@@ -153,6 +164,8 @@ class LanguageService(Service[ReceivingManager, str, Job]):
                 self._open.pop(job.id, None)
                 job.hold.release()
                 self._idle.notify_all()
+            if job.trace is not None:
+                job.end_trace(event)
         deliver(event)
 
     # Called by the metrics, on any thread

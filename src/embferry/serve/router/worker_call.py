@@ -18,6 +18,7 @@ from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests, checked_body, checked_lines, is_streamed
 from embferry.serve.http.journal import current_record
+from embferry.serve.http.request_trace import NO_CALL
 from embferry.serve.off_loop import off_loop
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.router.worker_events import parse_event
@@ -86,6 +87,7 @@ class WorkerCall:
         self._encoder: Worker | None = None
         self._ended = False
         self._gone: set[str] = set()  # ids of workers whose connection broke or could not be made
+        self._call = NO_CALL
 
     async def encode(self, items: list[dict[str, Any]]) -> None:
         """Has the items encoded.
@@ -98,6 +100,7 @@ class WorkerCall:
         request = {"room": self.room, "request_id": self._request_id, "items": items, "client": current_client()}
         body = await off_loop(nbytes_of(items), msgspec.msgpack.encode, request)
         self._encoder, content = await self._first("encode", "/encode", body, "application/msgpack", self._whole)
+        self._call.end()
         try:
             answer = read_json(content)
             described = answer["items"]
@@ -125,34 +128,35 @@ class WorkerCall:
         request |= {"client": current_client(), "progress": True}
         body = await off_loop(nbytes, msgspec.json.encode, request | self._encoded)
         worker, response = await self._first("language", "/generate", body, "application/json", self._begun)
-        if self.room is None:
-            current_record().phase("prefill")
-        try:
-            async for line in checked_lines(response):
-                event = parse_event(line)
-                if event["type"] == "error":
-                    raise self._reported(worker, from_body(event, 502))
-                if event["type"] == "ping":
-                    continue
-                if event["type"] == "progress":
-                    self._progressed(event)
-                    continue
-                self._ended = event["type"] == "end"
-                yield event
-                if self._ended:
-                    return
-        except httpx.TransportError as error:
-            if _is_garbled(error):
+        with self._call:
+            if self.room is None:
+                current_record().phase("prefill")
+            try:
+                async for line in checked_lines(response):
+                    event = parse_event(line)
+                    if event["type"] == "error":
+                        raise self._reported(worker, from_body(event, 502))
+                    if event["type"] == "ping":
+                        continue
+                    if event["type"] == "progress":
+                        self._progressed(event)
+                        continue
+                    self._ended = event["type"] == "end"
+                    yield event
+                    if self._ended:
+                        return
+            except httpx.TransportError as error:
+                if _is_garbled(error):
+                    raise self._damaged("language", worker, str(error)) from error
+                self._failed("language", worker, error)
+                raise self._lost("language", worker, error) from error
+            except DamagedError as error:
                 raise self._damaged("language", worker, str(error)) from error
-            self._failed("language", worker, error)
-            raise self._lost("language", worker, error) from error
-        except DamagedError as error:
-            raise self._damaged("language", worker, str(error)) from error
-        finally:
-            await response.aclose()
-        self._fleet.suspect(worker)
-        why = "the language worker broke off before the end of the answer"
-        raise WorkerLostError(worker, ServeError("worker_failed", why))
+            finally:
+                await response.aclose()
+            self._fleet.suspect(worker)
+            why = "the language worker broke off before the end of the answer"
+            raise WorkerLostError(worker, ServeError("worker_failed", why))
 
     def _progressed(self, event: dict[str, Any]) -> None:
         """Notes how much of the embedding a language worker has received."""
@@ -178,6 +182,7 @@ class WorkerCall:
         request = {**request, "request_id": self._request_id, "client": current_client()}
         body = await off_loop(nbytes, msgspec.json.encode, request)
         _, content = await self._first("language", path, body, "application/json", self._whole)
+        self._call.end()
         try:
             return read_json(content)
         except ValueError as error:
@@ -214,13 +219,16 @@ class WorkerCall:
             if worker not in self.workers:
                 self.workers.append(worker)
                 self._in_flight.enter_context(self._fleet.count_in_flight(worker.id))
-            current_record().asks(role, worker.id)
+            self._call = current_record().asks(role, worker.id)
+            if self._call.headers:
+                request.headers.update(self._call.headers)
             try:
                 response = await self._fleet.client.send(
                     add_digests(request, digest), stream=True, auth=self._fleet.proof_of(worker)
                 )
                 return worker, await accept(response)
             except httpx.TransportError as error:
+                self._call.end(type(error).__name__)
                 if _is_garbled(error):
                     raise self._damaged(role, worker, str(error)) from error
                 self._failed(role, worker, error)
@@ -228,8 +236,10 @@ class WorkerCall:
                     raise self._lost(role, worker, error) from error
                 failed.append(f"{worker.id} at {worker.url}: {self._reason(error)}")
             except DamagedError as error:
+                self._call.end("network_damage")
                 raise self._damaged(role, worker, str(error)) from error
             except ServeError as refusal:
+                self._call.end(refusal.code)
                 if refusal.code in _DAMAGED_REQUEST:
                     raise self._damaged(role, worker, refusal.detail) from refusal
                 if refusal.http_status != 503:

@@ -26,6 +26,7 @@ from embferry.serve.supervisor.reserved_ports import ReservedPorts
 from embferry.serve.supervisor.serve import run_cluster
 from embferry.serve.supervisor.vllm_arguments import told_in, values
 from embferry.serve.supervisor.vllm_child import CHILD_SHARE
+from embferry.traces.otlp import url_of
 from embferry.trust.trust import Trust
 
 HOST = "127.0.0.1"
@@ -35,6 +36,8 @@ MIDDLEWARE = "embferry.serve.vllm.instance_digests.InstanceDigests"
 """Checks what the router sends to an instance, by its import path."""
 INSTANCES_SHARE = 0.5
 """The part of ``serve.stop_timeout`` that is kept for the instances, however long the router's last answers take."""
+TRACES = "otlp-traces-endpoint"
+"""The option of vLLM with the URL for its own spans."""
 TRACKER_SECONDS = 5.0
 """Seconds for the resource trackers of an instance whose process was killed."""
 _KV: dict[ProcessRole, dict[str, Any]] = {
@@ -73,13 +76,24 @@ def instance_command(
         connector["cache"] = settings.cache.model_dump()
     if role != "encode":
         connector["router"] = f"{Trust.of_environment().scheme}://{HOST}:{settings.router.port}"
+    traces = settings.traces.endpoint
+    if traces is not None and role != "encode":
+        connector["traces_endpoint"] = traces
     ec_role = "ec_producer" if role == "encode" else "ec_consumer"
     transfer = {**CONNECTOR, "ec_role": ec_role, "ec_connector_extra_config": connector}
     words = [vllm_command(), "serve", *_model(settings, extra), "--host", HOST, "--port", str(port)]
     words += ["--enable-mm-embeds"] if role != "encode" else []
+    if traces is not None and not _traces_itself(extra):
+        words += ["--otlp-traces-endpoint", url_of(traces)]
     if role in _KV:
         words += ["--kv-transfer-config", json.dumps({"kv_connector": "NixlConnector", **_KV[role]})]
     return [*words, "--middleware", MIDDLEWARE, "--ec-transfer-config", json.dumps(transfer), *extra]
+
+
+def _traces_itself(extra: Sequence[str]) -> bool:
+    """Returns whether the user's own arguments say where vLLM sends its spans."""
+    given = values(extra)
+    return TRACES in given or any(TRACES in told_in(file) for file in given.get("config", ())[:1])
 
 
 def served_name(settings: Settings, extra: Sequence[str]) -> str:
@@ -131,7 +145,11 @@ class VllmCluster(Cluster):
         for (role, name), port, metrics_port, kv_port in zip(names, ports[::3], ports[1::3], ports[2::3], strict=True):
             urls[role].append(f"http://{HOST}:{port}")
             command = instance_command(settings, role, port, metrics_port, extra)
-            told: dict[str, Any] = {"command": command, "url": urls[role][-1], "environ": _environ(settings, kv_port)}
+            told: dict[str, Any] = {
+                "command": command,
+                "url": urls[role][-1],
+                "environ": _environ(settings, name, kv_port, extra),
+            }
             told["seconds"] = CHILD_SHARE * settings.serve.stop_timeout
             told["log"] = [settings.log_level, settings.log_format, name]
             told["folder"] = str(self._folder / name)
@@ -188,12 +206,17 @@ class VllmCluster(Cluster):
         temporary.remove(self._folder / name)
 
 
-def _environ(settings: Settings, kv_port: int) -> dict[str, str]:
+def _environ(settings: Settings, name: str, kv_port: int, extra: Sequence[str]) -> dict[str, str]:
     """Returns the environment of an instance: the port at which it tells others where its keys and values are.
 
     It has the router's API key, so that no other user of this machine can name an address to it. It may download its
     model, unless the user forbids that; our own workers may not.
+
+    Its spans go where those of the router go, in the same form, under a name of their own.
     """
     key = settings.router.api_key
     made = {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(kv_port), OFFLINE: os.environ.get(OFFLINE, "0")}
+    if settings.traces.endpoint is not None and not _traces_itself(extra):
+        made |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}
+        made |= {} if "OTEL_SERVICE_NAME" in os.environ else {"OTEL_SERVICE_NAME": f"vllm-{name}"}
     return made | ({"VLLM_API_KEY": key.get_secret_value()} if key else {})

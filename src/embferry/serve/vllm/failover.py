@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import secrets
 from collections import Counter
@@ -42,6 +43,7 @@ class Transfer:
         lock: held while the item is being encoded again.
         is_encoded: set when it is encoded; the consumer may have been told of it before.
         record: the record of its request.
+        context: the context of its request, in which encodes for it run, so that they belong to it.
     """
 
     request: ClientRequest
@@ -52,6 +54,7 @@ class Transfer:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     is_encoded: asyncio.Event = field(default_factory=asyncio.Event)
     record: RequestRecord = field(default_factory=current_record)
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     @property
     def was_not_requested(self) -> bool:
@@ -131,7 +134,6 @@ class Failover:
         transfer.failed.add(old.incarnation)
         new = await self._encode(transfer, token, avoid={old.encoder.url})
         self._metrics.failovers.labels("replaced").inc()
-        transfer.record.asks("encode", new.encoder.url, beside_others=True)
         self._encoder.fleet.journal.event("failover", request=transfer.record, worker=new.encoder.url)
         log.info("replaced an embedding under way: %s", reason, extra={"was": old.encoder.url, "now": new.encoder.url})
 
@@ -156,7 +158,7 @@ class Failover:
         if not self._wanted[item.uuid]:
             raise ServeError("not_found", "the request has ended")
         encode = self._encoder.encode(transfer.request, item, room=room, avoid=avoid, never=transfer.failed)
-        encoding = asyncio.create_task(encode)
+        encoding = asyncio.create_task(encode, context=transfer.context)
         under_way = self._encoding.setdefault(item.uuid, set())
         under_way.add(encoding)
         try:

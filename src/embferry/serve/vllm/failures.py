@@ -15,6 +15,8 @@ MAX_BODY_BYTES = 64 << 10
 class VerbatimError(Exception):
     """An instance's error response that the client gets unchanged: the request is wrong, or all instances are busy."""
 
+    code = "instance"
+
     def __init__(self, status: int, content_type: str, body: bytes) -> None:
         super().__init__(f"status {status}: {body[:300].decode(errors='replace')}")
         self.status = status

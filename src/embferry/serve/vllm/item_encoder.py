@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import httpx
@@ -17,6 +17,7 @@ from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.journal import current_record
+from embferry.serve.http.request_trace import Call
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.early import Offerings
@@ -67,6 +68,10 @@ class ClientRequest:
         """The model's name, if it is a text."""
         model = self.content.get("model")
         return model if isinstance(model, str) else None
+
+    def under(self, call: Call) -> ClientRequest:
+        """Returns the request as an instance gets it in this call, of which its headers tell."""
+        return replace(self, headers={**self.headers, **call.headers}) if call.headers else self
 
     async def as_json(self, body: dict[str, Any], items: Iterable[Item]) -> bytes:
         """Returns a body that was made from this request, with ``items`` in it."""
@@ -129,14 +134,15 @@ class ItemEncoder:
             if len(tried) > len(never):
                 self.fleet.metrics.encode_retries.inc()
                 self.fleet.journal.event("encode_retry", worker=encoder.url)
-            current_record().asks("encode", encoder.url, beside_others=True)
+            call = current_record().asks("encode", encoder.url, beside_others=True)
             tried.add(incarnation)
             if item.uuid in encoder.encoded:
                 self.fleet.metrics.affinity_hits.inc()
             try:
                 async with self._guarded(item, request):
-                    with self.fleet.count_in_flight(encoder), self.fleet.metrics.encode_seconds.time():
-                        name, entry, transfer_id = await self._encode_at(encoder, request, item, language, room)
+                    with call, self.fleet.count_in_flight(encoder), self.fleet.metrics.encode_seconds.time():
+                        told = request.under(call)
+                        name, entry, transfer_id = await self._encode_at(encoder, told, item, language, room)
             except httpx.TransportError as error:
                 failed.append(self.fleet.failed(encoder, error))
                 if _broke_off(error):

@@ -106,19 +106,22 @@ async def ask(
         asked.add(instance.url)
         async with AsyncExitStack() as call:
             call.enter_context(fleet.count_in_flight(instance))
-            current_record().asks("language", instance.url)
+            span = current_record().asks("language", instance.url, stage=instance.role)
+            call.enter_context(span)
             current_record().phase("answer")
             try:
                 async with fleet.unless_stalled(instance):
-                    answer = await _ask(fleet, instance, request, content, has_media, call, timeout)
+                    answer = await _ask(fleet, instance, request.under(span), content, has_media, call, timeout)
                 held.push_async_exit(call.pop_all())
                 return answer
             except httpx.TransportError as error:
+                span.end(type(error).__name__)
                 what = fleet.failed(instance, error)
                 if not (is_unreachable(error) or (instance.is_stalled and not has_media and not decodes)):
                     raise EncodeAgainError("worker_failed", what) from error
                 failed.append(what)
             except DamagedError as error:
+                span.end("network_damage")
                 what = fleet.damaged(instance, error)
                 if instance.incarnation in damaged or decodes:
                     raise EncodeAgainError("network_damage", what) from error
@@ -127,6 +130,7 @@ async def ask(
             except VerbatimError as refusal:
                 if not is_busy(refusal.status) or decodes:
                     raise
+                span.end("busy")
                 busy = refusal
         instance = None if only_first else await fleet.language(request.model, tried, avoid=asked, decodes=decodes)
     if busy is not None:

@@ -20,6 +20,7 @@ from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.chat import ClientResponse, Incoming
 from embferry.serve.http.journal import current_record
+from embferry.serve.http.request_trace import Call
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.text_limit import check_characters, count_characters
@@ -119,32 +120,40 @@ class PassedOn(InstanceEndpoint):
             tried.add(instance.incarnation)
             async with AsyncExitStack() as call:
                 call.enter_context(self.fleet.count_in_flight(instance))
-                current_record().asks("language", instance.url)
+                span = current_record().asks("language", instance.url)
+                call.enter_context(span)
                 current_record().phase("answer")
                 try:
                     async with self.fleet.unless_stalled(instance):
-                        received = await self._send(instance, body, digest, headers)
+                        received = await self._send(instance, body, digest, headers, span)
                         call.push_async_callback(received.aclose)
                         if is_busy(received.status_code):
+                            span.end("busy")
                             busy = VerbatimError.of(received, await whole_body(received))
                             continue
                     held.push_async_exit(call.pop_all())
                     return instance, received
                 except httpx.TransportError as error:
+                    span.end(type(error).__name__)
                     failed.append(self.fleet.failed(instance, error))
                     if not is_unreachable(error):
                         raise ServeError("worker_failed", failed[-1]) from error
                 except DamagedError as error:
+                    span.end("network_damage")
                     failed.append(self.fleet.damaged(instance, error))
         if busy is not None:
             raise busy
         why = "; ".join(failed or self.fleet.missing()) or f"no {self.fleet.receiving} instance is available"
         raise ServeError("no_worker", why)
 
-    async def _send(self, instance: Instance, body: bytes, digest: str, headers: dict[str, str]) -> httpx.Response:
+    async def _send(
+        self, instance: Instance, body: bytes, digest: str, headers: dict[str, str], call: Call
+    ) -> httpx.Response:
         extensions = {ANSWER_LIMIT: MAX_COMPLETION_BYTES, STREAMED: True}
         url = instance.url + self._path
         post = self.fleet.client.build_request("POST", url, content=body, headers=headers, extensions=extensions)
+        if call.headers:
+            post.headers.update(call.headers)
         return await self.fleet.send(instance, add_digests(post, digest))
 
     async def _forward(self, instance: Instance, received: httpx.Response, response: ClientResponse) -> None:

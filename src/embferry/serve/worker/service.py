@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from embferry.observe.metrics import Metrics
 from embferry.protocol.errors import CapacityError
 from embferry.serve.byte_budget import ByteBudget
 from embferry.serve.config import EncodeSettings, LanguageSettings, Settings
+from embferry.traces.context import TraceContext, context_in
+from embferry.traces.otlp import open_tracer
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,10 @@ class Service(ABC, Generic[M, Key, Open]):
         metrics: the worker's.
         budget: bounds the bytes that open requests hold.
         fault: the bug that has stopped the service for good; None while it works.
+        tracer: makes the spans of requests; None unless they are wanted.
+
+    Raises:
+        EmbferryError: they are wanted, and OpenTelemetry is not installed.
     """
 
     role: ClassVar[str]
@@ -55,6 +62,8 @@ class Service(ABC, Generic[M, Key, Open]):
     metrics: Metrics
 
     def __init__(self, manager: M, settings: Settings) -> None:
+        place = settings.place("traces", "endpoint")
+        self.tracer = open_tracer(settings.traces.endpoint, f"embferry-{self.role}", setting=place)
         self.manager: M = manager
         self.budget = ByteBudget(self._max_held_bytes(settings), f"{self.role}.max_held_bytes")
         self.settings = settings
@@ -84,6 +93,13 @@ class Service(ABC, Generic[M, Key, Open]):
         section: EncodeSettings | LanguageSettings = getattr(settings, cls.role)
         return section.max_held_bytes or machine_memory_bytes() // 4
 
+    def call_in(self, headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
+        """Returns the span of the caller that the headers of a request name; None if no spans are wanted."""
+        if self.tracer is None:
+            return None
+        context = context_in(headers)
+        return context if context is not None and context.sampled else None
+
     def refuse(self) -> None:
         """Makes the service refuse every new request with status 503."""
         self._refusing = True
@@ -102,6 +118,8 @@ class Service(ABC, Generic[M, Key, Open]):
         self._wake.set()
         self._thread.join(JOIN_SECONDS)
         self.manager.close()
+        if self.tracer is not None:
+            self.tracer.close()
 
     def _check_capacity(self, limit: int, setting: str, room: int | None) -> None:
         """Raises CapacityError if no request may begin. Called with the lock held."""
