@@ -27,9 +27,12 @@ def documented(title: str) -> dict[str, str]:
 
 
 def served(url: str) -> dict[str, str]:
-    """Returns the type of each metric that a process serves; its client adds the time at which each was made."""
+    """Returns the type of each metric of this project that a process serves.
+
+    Prometheus' client adds the time at which each was made, and those of the process, ``process_…``.
+    """
     found = TYPE.findall(httpx.get(f"{url}/metrics", timeout=DEADLINE, trust_env=False).text)
-    return {name: kind for name, kind in found if not name.endswith("_created")}
+    return {name: kind for name, kind in found if name.startswith("embferry_") and not name.endswith("_created")}
 
 
 def test_processes_serve_what_the_page_documents(tmp_path: Path) -> None:
@@ -45,3 +48,5 @@ def test_processes_serve_what_the_page_documents(tmp_path: Path) -> None:
         }
         for title, url in urls.items():
             assert served(url) == documented(title), title
+        for title in ("Router before workers of this project", "Encode worker", "Language worker"):
+            assert "\nprocess_resident_memory_bytes " in httpx.get(f"{urls[title]}/metrics", trust_env=False).text
