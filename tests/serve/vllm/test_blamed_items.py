@@ -112,6 +112,15 @@ async def test_one_item_costs_two_instances_at_most_however_often_it_is_sent(
     assert "2 instances ended while they encoded this picture" in caplog.text
 
 
+async def test_an_item_that_an_instance_refuses_has_cost_no_instance() -> None:
+    (encoder,), (language,) = encoder_stubs(1), language_stubs(1)
+    encoder.behaviours = [refused(400, message="Failed to load image: cannot identify image file")]
+    async with routed(encoder, language) as router:
+        answer = await router.ask(request(picture(b"damaged")))
+        assert (answer.status, answer.error["code"]) == (400, "image_corrupt")
+        assert await router.counted("media_refused_total", '{reason="instances_lost"}') == 0
+
+
 @pytest.mark.parametrize("what", ENDS)
 async def test_an_innocent_item_whose_instance_is_killed_is_encoded_elsewhere(what: str) -> None:
     encoders, (language,) = encoder_stubs(2), language_stubs(1)

@@ -182,6 +182,19 @@ async def test_fields_within_messages_that_nothing_reads_are_named(what: str) ->
     assert str(ignored_fields({"messages": [{"role": "user", "content": "x"}, message]})) == places
 
 
+async def test_fields_within_the_input_of_a_response_that_are_not_read_are_named() -> None:
+    said = {"type": "output_text", "text": "a cat", "annotations": [{"type": "url_citation"}]}
+    items = [
+        {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": [said]},
+        {"role": "user", "bar": 2, "content": [{"type": "input_text", "text": "x", "foo": 1}]},
+        {"role": "user", "content": [{"type": "input_image", "image_url": "data:,", "detail": "auto", "uuid": "q"}]},
+        {"type": "function_call_output", "call_id": "1", "output": "5", "any": 1},
+        "x",
+    ]
+    named = ignored_fields({"model": "m", "input": items}, "/v1/responses")
+    assert str(named) == "input[1].bar, input[1].content[0].foo, input[2].content[0].uuid"
+
+
 async def test_fields_within_parts_are_named_to_the_client() -> None:
     encoder, language = Stub("e", "encode"), Stub("l", "language")
     async with routed(encoder, language) as router:

@@ -70,7 +70,7 @@ _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd"),
      "the file is compressed; send the picture or video in it"),
     ((b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9", b"fLaC", b"#!AMR"),
-     "the file is sound, which is not read here"),
+     "the file is a sound; this part takes a picture or a video"),
     ((_APPLE_PNG,),
      "the file is a PNG in Apple's own form (CgBI), as apps for iOS hold it; send it as an ordinary PNG or JPEG"),
     ((b"8BPS",), "the file is a Photoshop document; send it as a picture (PNG or JPEG)"),
@@ -131,7 +131,7 @@ def other_than_media(data: bytes) -> str | None:
     if text.startswith(b"<?xml"):
         return "the file is XML, such as an error of the host it came from; send a picture or video"
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        return "the file is sound, which is not read here"
+        return "the file is a sound; this part takes a picture or a video"
     return next((text for starts, text in _OTHERS if start.startswith(starts)), None)
 
 

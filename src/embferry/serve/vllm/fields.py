@@ -61,8 +61,11 @@ _OF_ROLE: Mapping[str, frozenset[str]] = {
     "developer": frozenset({"tools"}),
 }
 """Fields of a message that vLLM reads, of any and of one role."""
+_OF_INPUT = frozenset({"type", "id", "status", "phase"})
+"""Fields by which an item of a response's input says what it is."""
 _OF_PART: Mapping[str, frozenset[str]] = {
-    **dict.fromkeys(("text", "input_text", "output_text"), frozenset({"text"})),
+    **dict.fromkeys(("text", "input_text"), frozenset({"text"})),
+    "output_text": frozenset({"text", "annotations", "logprobs"}),  # as the API itself gives it
     **{name: frozenset({name}) for name in ("refusal", "image_url", "video_url", "audio_url", "input_audio")},
     "input_image": frozenset({"image_url"}),
     **{name: frozenset({name}) for name in ("image", "video")},
@@ -98,18 +101,18 @@ def ignored_fields(
     options = request.get("stream_options")
     if isinstance(options, dict):
         ignored.note(options, STREAM_OPTIONS | {"include_obfuscation"}, "stream_options")
-    messages = request.get("messages")
-    for number, message in enumerate(messages if isinstance(messages, list) else ()):
-        if isinstance(message, dict):
-            _note_message(message, f"messages[{number}]", ignored, keeps_names)
+    for field in ("messages", "input"):  # those of a chat, those of a response
+        messages = request.get(field)
+        for number, message in enumerate(messages if isinstance(messages, list) else ()):
+            if isinstance(message, dict) and (field == "messages" or "role" in message):
+                _note_message(message, f"{field}[{number}]", ignored, keeps_names)
     return ignored
 
 
 def _note_message(message: dict[str, Any], at: str, ignored: Ignored, keeps_names: bool) -> None:
     role = message.get("role")
-    ignored.note(
-        message, _WITH_EFFECT | (_OF_ROLE.get(role, frozenset()) if isinstance(role, str) else frozenset()), at
-    )
+    of_role = _OF_ROLE.get(role, frozenset()) if isinstance(role, str) else frozenset()
+    ignored.note(message, _WITH_EFFECT | of_role | (_OF_INPUT if at.startswith("input") else frozenset()), at)
     content = message.get("content")
     for number, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, dict):

@@ -193,8 +193,9 @@ class ItemEncoder:
             async with self._losses.guarded(item, request.lost):
                 yield
         except ItemError as error:
-            self.fleet.metrics.media_refused.labels("instances_lost").inc()
-            log.warning("refused %s %s: %s", item.kind, item.uuid, error.detail)
+            if error.code == "media_decoder_failed":  # not what an instance says about a damaged file
+                self.fleet.metrics.media_refused.labels("instances_lost").inc()
+                log.warning("refused %s %s: %s", item.kind, item.uuid, error.detail)
             raise
 
     async def _note_if_lost(

@@ -18,6 +18,8 @@ class VllmRouterMetrics(ChatMetrics):
         self.encodes_skipped = counter("embferry_router_encodes_skipped", skipped)
         blamed = "Items refused because encoders failed on them: instances_lost, not_encodable"
         self.media_refused = counter("embferry_router_media_refused", blamed, ["reason"])
+        for reason in ("instances_lost", "not_encodable"):  # from 0 on, so that they rise
+            self.media_refused.labels(reason)
         self.encode_retries = counter("embferry_router_encode_retries", "Encodes tried again at another instance")
         under_way = "Embeddings under way for which another encoder was asked"
         self.failovers = counter("embferry_router_failovers", under_way, ["outcome"])
