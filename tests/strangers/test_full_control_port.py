@@ -74,7 +74,7 @@ def test_a_new_language_worker_gets_into_the_full_port_of_an_encode_worker() -> 
 
                 def connections() -> int:
                     text = http.get(f"{encode['url']}/metrics").text
-                    return int(float(text.split("\nembferry_control_connections ")[1].split("\n")[0]))
+                    return int(float(text.split("\nembferry_worker_control_connections ")[1].split("\n")[0]))
 
                 processes.wait(lambda: connections() >= min(limit, 239) and busy.rounds > 2, "a full port")
                 answer = processes.ask(cluster, processes.image())
