@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import socket
 import ssl
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -29,20 +28,9 @@ MOST_BYTES = 64 << 20
 
 
 @pytest.fixture
-def keyed(config: ConnectorConfig, tmp_path: Path) -> ConnectorConfig:
+def config(config: ConnectorConfig, tmp_path: Path) -> ConnectorConfig:
+    """The settings of all fixtures, with a cluster key."""
     return with_key(config, tmp_path / "key")
-
-
-@pytest.fixture
-def encode(keyed: ConnectorConfig) -> Iterator[Encode]:
-    with closing(Encode(keyed)) as made:
-        yield made
-
-
-@pytest.fixture
-def engine(keyed: ConnectorConfig) -> Iterator[Engine]:
-    with closing(Engine(keyed)) as made:
-        yield made
 
 
 def with_key(config: ConnectorConfig, file: Path) -> ConnectorConfig:
@@ -83,52 +71,52 @@ def fetches(encode: Encode, engine: Engine, there: There, name: str, seed: int) 
 
 @pytest.mark.parametrize("first", FIRST_BYTES.values(), ids=FIRST_BYTES)
 def test_connections_of_strangers_keep_no_host_out(
-    encode: Encode, engine: Engine, keyed: ConnectorConfig, first: bytes
+    encode: Encode, engine: Engine, config: ConnectorConfig, first: bytes
 ) -> None:
     def connect(stack: ExitStack) -> None:
         for _ in range(CONNECTIONS):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", keyed.ranks_port or 0), GUARD_S))
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", config.ranks_port or 0), GUARD_S))
             sock.send(first)
 
     with ExitStack() as stack:
         connect(stack)
-        there = stack.enter_context(closing(There(keyed)))
+        there = stack.enter_context(closing(There(config)))
         assert fetches(encode, engine, there, "a", 0)
         connect(stack)
         assert fetches(encode, engine, there, "b", 1)
     assert engine.manager.fault is None
 
 
-def test_endless_bytes_of_a_stranger_are_not_read(encode: Encode, engine: Engine, keyed: ConnectorConfig) -> None:
+def test_endless_bytes_of_a_stranger_are_not_read(encode: Encode, engine: Engine, config: ConnectorConfig) -> None:
     for first in FIRST_BYTES.values():
-        with socket.create_connection(("127.0.0.1", keyed.ranks_port or 0), GUARD_S) as sock:
+        with socket.create_connection(("127.0.0.1", config.ranks_port or 0), GUARD_S) as sock:
             sock.sendall(first)
             with pytest.raises(ConnectionError):
                 sock.sendall(bytes(MOST_BYTES))
-    with closing(There(keyed)) as there:
+    with closing(There(config)) as there:
         assert fetches(encode, engine, there, "a", 0)
 
 
 def test_a_host_with_another_cluster_key_gets_nothing(
-    encode: Encode, engine: Engine, keyed: ConnectorConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    encode: Encode, engine: Engine, config: ConnectorConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It says why in its log."""
-    with closing(There(with_key(keyed, tmp_path / "other"))) as other, closing(There(keyed)) as there:
+    with closing(There(with_key(config, tmp_path / "other"))) as other, closing(There(config)) as there:
         until(lambda: "another cluster key than this end" in caplog.text)
         assert fetches(encode, engine, there, "a", 0)
         assert other.kept == 0
 
 
 def test_claims_of_another_program_of_the_cluster_keep_no_host_out(
-    encode: Encode, engine: Engine, keyed: ConnectorConfig
+    encode: Encode, engine: Engine, config: ConnectorConfig
 ) -> None:
     """It has the key, and asks for more rooms than are remembered."""
-    layout, endpoint = slices(HIDDEN, SHAPE.dtype), f"tcp://127.0.0.1:{keyed.ranks_port}"
+    layout, endpoint = slices(HIDDEN, SHAPE.dtype), f"tcp://127.0.0.1:{config.ranks_port}"
     with (
-        closing(There(keyed)) as there,
+        closing(There(config)) as there,
         closing(
             ReceiveManager(
-                Geometry(layout, 4, 8), [TcpTransport(host="127.0.0.1", trust=keyed.trust)], trust=keyed.trust
+                Geometry(layout, 4, 8), [TcpTransport(host="127.0.0.1", trust=config.trust)], trust=config.trust
             )
         ) as program,
     ):

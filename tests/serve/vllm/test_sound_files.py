@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import struct
+import sys
 import wave
 from types import ModuleType
 from typing import Any
@@ -141,7 +143,7 @@ class Vllm(ModuleType):
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> Vllm:
     module = Vllm()
-    monkeypatch.setattr(instance_sounds.importlib, "import_module", lambda name: module)
+    monkeypatch.setitem(sys.modules, instance_sounds.MODULE, module)
     instance_sounds.protect()
     return module
 
@@ -166,4 +168,14 @@ def test_the_middleware_bounds_the_rates_of_its_instance_once(vllm: Vllm, caplog
     assert getattr(vllm, instance_sounds.MAKER) is before
     delattr(vllm, instance_sounds.MAKER)
     InstanceDigests(lambda *_: None)  # type: ignore[arg-type]
-    assert "a sound of an odd rate may end the instance" in caplog.text
+    assert instance_sounds.DANGER in caplog.text
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_a_vllm_without_the_module_is_told(
+    is_installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, instance_sounds.MODULE, None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if is_installed else None)
+    instance_sounds.protect()
+    assert (instance_sounds.DANGER in caplog.text) == is_installed

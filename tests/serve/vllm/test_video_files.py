@@ -145,7 +145,7 @@ def test_the_middleware_protects_the_reader_of_its_instance(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = ModuleType(instance_videos.READER)
-    monkeypatch.setattr(instance_videos.importlib, "import_module", lambda name: reader)
+    monkeypatch.setitem(sys.modules, instance_videos.READER, reader)
     reader.BytesIO = io.BytesIO  # type: ignore[attr-defined]
     for _ in range(2):
         InstanceDigests(lambda *_: None)  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def test_the_middleware_protects_the_reader_of_its_instance(
     assert instance_videos.__name__ not in {record.name for record in caplog.records}
     reader.BytesIO = None  # type: ignore[attr-defined]
     InstanceDigests(lambda *_: None)  # type: ignore[arg-type]
-    assert "a damaged one may end the instance" in caplog.text
+    assert instance_videos.DANGER in caplog.text
 
 
 READ = """

@@ -28,6 +28,7 @@ In the order of a request:
 ``given_up``        answers that an instance has given up
 ``stages``          asks a prefill instance, then a decode instance
 ``instance_digests`` digests between the router and an instance
+``instance_part``   a module of vLLM that an instance changes
 ``instance_videos`` protects an instance from damaged video files
 ``instance_sounds`` protects an instance from sounds of odd rates
 ``instance``        one instance

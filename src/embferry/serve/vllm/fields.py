@@ -61,8 +61,11 @@ _OF_ROLE: Mapping[str, frozenset[str]] = {
     "developer": frozenset({"tools"}),
 }
 """Fields of a message that vLLM reads, of any and of one role."""
-_OF_INPUT = frozenset({"type", "id", "status", "phase"})
-"""Fields by which an item of a response's input says what it is."""
+_MESSAGES: Mapping[str, frozenset[str]] = {
+    "messages": _WITH_EFFECT,
+    "input": _WITH_EFFECT | {"type", "id", "status", "phase"},  # of a response; an item says what it is
+}
+"""The field with the messages of a request → the fields of each that are read, of any role."""
 _OF_PART: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("text", "input_text"), frozenset({"text"})),
     "output_text": frozenset({"text", "annotations", "logprobs"}),  # as the API itself gives it
@@ -101,18 +104,18 @@ def ignored_fields(
     options = request.get("stream_options")
     if isinstance(options, dict):
         ignored.note(options, STREAM_OPTIONS | {"include_obfuscation"}, "stream_options")
-    for field in ("messages", "input"):  # those of a chat, those of a response
+    for field, read in _MESSAGES.items():
         messages = request.get(field)
         for number, message in enumerate(messages if isinstance(messages, list) else ()):
-            if isinstance(message, dict) and (field == "messages" or "role" in message):
-                _note_message(message, f"{field}[{number}]", ignored, keeps_names)
+            if isinstance(message, dict) and (field != "input" or "role" in message):
+                _note_message(message, f"{field}[{number}]", read, ignored, keeps_names)
     return ignored
 
 
-def _note_message(message: dict[str, Any], at: str, ignored: Ignored, keeps_names: bool) -> None:
+def _note_message(message: dict[str, Any], at: str, read: frozenset[str], ignored: Ignored, keeps_names: bool) -> None:
     role = message.get("role")
     of_role = _OF_ROLE.get(role, frozenset()) if isinstance(role, str) else frozenset()
-    ignored.note(message, _WITH_EFFECT | of_role | (_OF_INPUT if at.startswith("input") else frozenset()), at)
+    ignored.note(message, read | of_role, at)
     content = message.get("content")
     for number, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, dict):

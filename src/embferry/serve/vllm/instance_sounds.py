@@ -7,18 +7,18 @@ over, for a file of a few bytes. vLLM keeps the last 32 tables.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
+
+from embferry.serve.vllm.instance_part import part_of_vllm
 
 log = logging.getLogger(__name__)
 
 MODULE = "vllm.multimodal.audio"
 MAKER = "_get_torchaudio_resampler"
+DANGER = "a sound of an odd rate may end the instance"
 MAX_TABLE = 1 << 22
 """Numbers in a table. Every usual rate takes fewer: 11,025 to 16,000 takes 282,240."""
 
@@ -56,14 +56,10 @@ def table_size(rate: int, wanted: int) -> int:
 
 def protect() -> None:
     """Bounds vLLM's tables in this process, if vLLM is installed here."""
-    try:
-        audio: ModuleType = importlib.import_module(MODULE)
-    except ImportError:
-        if importlib.util.find_spec("vllm") is not None:
-            log.warning("this vLLM has no %s: a sound of an odd rate may end the instance", MODULE)
+    if (audio := part_of_vllm(MODULE, DANGER)) is None:
         return
     make = getattr(audio, MAKER, None)
     if make is None:
-        log.warning("%s changes rates in another way: a sound of an odd rate may end the instance", MODULE)
+        log.warning("%s changes rates in another way: %s", MODULE, DANGER)
     elif not isinstance(make, _Bounded):
         setattr(audio, MAKER, _Bounded(make))

@@ -6,15 +6,15 @@ crashes. A damaged file makes it seek to a negative position, which ``io.BytesIO
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 from io import BytesIO
-from types import ModuleType
+
+from embferry.serve.vllm.instance_part import part_of_vllm
 
 log = logging.getLogger(__name__)
 
 READER = "vllm.multimodal.video_decoders.opencv"
+DANGER = "a damaged video may end the instance"
 
 
 class SeekableBytes(BytesIO):
@@ -29,13 +29,9 @@ class SeekableBytes(BytesIO):
 
 def protect() -> None:
     """Gives vLLM's reader such files, in this process, if vLLM is installed here."""
-    try:
-        reader: ModuleType = importlib.import_module(READER)
-    except ImportError:
-        if importlib.util.find_spec("vllm") is not None:
-            log.warning("this vLLM has no %s: a damaged video may end the instance", READER)
+    if (reader := part_of_vllm(READER, DANGER)) is None:
         return
     if getattr(reader, "BytesIO", None) is BytesIO:
         reader.BytesIO = SeekableBytes  # type: ignore[attr-defined]
     elif getattr(reader, "BytesIO", None) is not SeekableBytes:
-        log.warning("%s opens videos in another way: a damaged one may end the instance", READER)
+        log.warning("%s opens videos in another way: %s", READER, DANGER)
