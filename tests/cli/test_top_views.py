@@ -16,6 +16,7 @@ from embferry.cli.top.board import Board
 from embferry.cli.top.events import event_lines
 from embferry.cli.top.fleet import fleet_lines
 from embferry.cli.top.header import router_lines
+from embferry.cli.top.lines import clock
 from embferry.cli.top.requests import request_line, scale_of
 from embferry.cli.top.timeline import timeline_lines
 from embferry.cli.top.times import times_lines
@@ -120,8 +121,8 @@ def every_line(board: Board, at: float, width: int, height: int) -> list[Text]:
         *fleet_lines(board, width),
         *(request_line(row, scale, width, chosen=row is rows[0]) for row in rows),
         *times_lines(board, at, 120.0, width, height),
-        *event_lines(board, at, 1e9, width),
-        *(line for row in rows for line in timeline_lines(row, at, 1e9, width)),
+        *event_lines(board, width),
+        *(line for row in rows for line in timeline_lines(row, width)),
     ]
 
 
@@ -135,9 +136,9 @@ def test_all_that_routers_tell_fits_any_width(messages: list[Any], text: str, is
     board = Board([f"http://h:{n}" for n in range(len(messages))])
     every_line(board, 0.0, width, 2)  # before the first message
     for router, known in zip(board.routers, messages, strict=True):
-        router.hear(told(**hostile(known, text)), 5.0)
-        router.hear(told(**known), 6.0)
-        router.hear(told(**hostile({**known, "first": False}, text)), 7.0)
+        router.hear(told(**hostile(known, text)), 5.0, 1e9)
+        router.hear(told(**known), 6.0, 1e9)
+        router.hear(told(**hostile({**known, "first": False}, text)), 7.0, 1e9)
     if is_gone:
         board.routers[0].lose("no server responds", 8.0, 1.0)
     for line in every_line(board, 9.0, width, 2):
@@ -145,22 +146,34 @@ def test_all_that_routers_tell_fits_any_width(messages: list[Any], text: str, is
         assert not any(ord(letter) < 32 for letter in line.plain)
 
 
-def test_a_router_that_is_gone_keeps_the_times_of_its_events() -> None:
+def test_events_keep_their_time_of_day_when_a_message_is_late_or_the_router_is_gone() -> None:
     board = Board(["http://h:1"])
-    board.routers[0].hear(told(events=[event(1, "error", 90.0, code="c")]), 5.0)
-    before = [line.plain for line in event_lines(board, 6.0, 1_000_000.0, 80)]
-    board.routers[0].lose("gone", 7.0, 1.0)
-    assert [line.plain for line in event_lines(board, 66.0, 1_000_060.0, 80)] == before
+    router = board.routers[0]
+    router.hear(told(now=100.0, events=[event(1, "error", 90.0, code="c")]), 5.0, 1_000_000.0)
+    before = [line.plain for line in event_lines(board, 80)]
+    assert clock(999_990.0) in before[0]
+    router.hear(told(now=100.1, first=False), 9.0, 1_000_004.0)  # sent after 0.1 s, and 3.9 s under way
+    assert [line.plain for line in event_lines(board, 80)] == before
+    router.lose("gone", 67.0, 1.0)
+    assert [line.plain for line in event_lines(board, 80)] == before
     assert board.rows(66.0) == []
+
+
+def test_a_new_stream_has_a_time_of_day_of_its_own() -> None:
+    board = Board(["http://h:1"])
+    board.routers[0].hear(told(now=100.0), 5.0, 1_000_000.0)
+    board.routers[0].lose("restarted", 6.0, 1.0)
+    board.routers[0].hear(told(now=3.0, events=[event(1, "error", 2.0, code="c")]), 9.0, 1_000_004.0)
+    assert clock(1_000_003.0) in event_lines(board, 80)[0].plain
 
 
 def test_requests_of_all_routers_are_in_one_order() -> None:
     board = Board(["http://h:1", "http://h:2"])
     board.routers[0].hear(
-        told(now=100.0, requests=[request(1, ("fetch", 90.0, None)), request(2, ("fetch", 1.0, 99.0))]), 0.0
+        told(now=100.0, requests=[request(1, ("fetch", 90.0, None)), request(2, ("fetch", 1.0, 99.0))]), 0.0, 0.0
     )
     board.routers[1].hear(
-        told(now=9.0, requests=[request(1, ("fetch", 1.0, None)), request(2, ("fetch", 1.0, 8.5))]), 0.0
+        told(now=9.0, requests=[request(1, ("fetch", 1.0, None)), request(2, ("fetch", 1.0, 8.5))]), 0.0, 0.0
     )
     assert [row.name for row in board.rows(0.0)] == ["a#1", "b#1", "b#2", "a#2"]
     assert [round(row.seconds, 3) for row in board.rows(1.0)] == [11.0, 9.0, 7.5, 98.0]
@@ -170,7 +183,7 @@ def test_requests_of_all_routers_are_in_one_order() -> None:
 
 def test_more_requests_than_are_told_of_are_counted() -> None:
     board = Board(["http://h:1"])
-    board.routers[0].hear(told(requests=[request(1)], under_way=230), 0.0)
+    board.routers[0].hear(told(requests=[request(1)], under_way=230), 0.0, 0.0)
     assert board.more() == 229
 
 

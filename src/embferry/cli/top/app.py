@@ -129,7 +129,7 @@ class TopApp(App[None]):
         self.call_after_refresh(self.redraw)
 
     def _hear(self, place: int, told: Told) -> None:
-        self.board.routers[place].hear(told, time.monotonic())
+        self.board.routers[place].hear(told, time.monotonic(), time.time())
         self.redraw()
 
     def _lose(self, place: int, why: str, pause: float) -> None:
@@ -140,7 +140,7 @@ class TopApp(App[None]):
         """Draws what is known now."""
         if not self.screen_stack or self._head.columns < 1:  # before the first layout, and at the end
             return
-        at, wall = time.monotonic(), time.time()
+        at = time.monotonic()
         head = [
             text
             for router in self.board.routers
@@ -148,12 +148,12 @@ class TopApp(App[None]):
         ]
         fleet = fleet_lines(self.board, self._fleet.columns)
         times = times_lines(self.board, at, self._window, self._times.columns, self._series_lines)
-        events = event_lines(self.board, at, wall, self._events.columns)
+        events = event_lines(self.board, self._events.columns)
         for panel, lines in ((self._head, head), (self._fleet, fleet), (self._times, times), (self._events, events)):
             panel.show(len(lines), lines.__getitem__)
         self._requests.show_rows(self.board.rows(at), self.board.more())
         if isinstance(self.screen, Timeline):
-            self._draw_timeline(self.screen, at, wall)
+            self._draw_timeline(self.screen, at)
 
     @property
     def _series_lines(self) -> int:
@@ -161,13 +161,13 @@ class TopApp(App[None]):
         main = self.screen_stack[0]
         return next((lines for names, lines in LINES.items() if main.has_class(*names)), 1)
 
-    def _draw_timeline(self, screen: Timeline, at: float, wall: float) -> None:
+    def _draw_timeline(self, screen: Timeline, at: float) -> None:
         row = self.board.row(screen.key, at)
         if row is None:
             self._requests.focus()
             screen.dismiss()  # it ended long ago, and the router tells of later ones
         else:
-            screen.show(f"Request {row.name}", timeline_lines(row, at, wall, screen.panel.columns))
+            screen.show(f"Request {row.name}", timeline_lines(row, screen.panel.columns))
 
     def on_request_list_opened(self, message: RequestList.Opened) -> None:
         """Opens a timeline."""

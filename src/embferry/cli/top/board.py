@@ -24,6 +24,8 @@ class Watched:
         trouble: why nothing is heard of it now; "" while it is heard, and before the first attempt has ended.
         retry_at: when it is asked again, in seconds of the reader's clock.
         lost_at: since when nothing is heard.
+        epoch: the wall clock at second 0 of its journal, in seconds, by the first message of the stream: by each
+            message, the time of day of what has happened would change with the message's delay.
     """
 
     label: str
@@ -32,14 +34,17 @@ class Watched:
     trouble: str = ""
     retry_at: float = 0.0
     lost_at: float = 0.0
+    epoch: float = 0.0
 
     def unheard(self, at: float) -> float:
         """Returns the seconds for which nothing has been heard: by so much its time, which stands still, is behind."""
         return at - self.lost_at if self.trouble else 0.0
 
-    def hear(self, told: Told, at: float) -> None:
-        """Takes a message."""
+    def hear(self, told: Told, at: float, wall: float) -> None:
+        """Takes a message, at a time of the reader's clock and the same moment in seconds of the epoch."""
         self.trouble = ""
+        if self.activity is None or told.first:
+            self.epoch = wall - told.now
         if self.activity is None:
             self.activity = Activity(told, at)
         else:

@@ -12,27 +12,24 @@ from embferry.cli.top.lines import clock, line
 NONE = "Nothing yet: resumes, retries, failovers, errors, and workers that come and go."
 
 
-def event_lines(board: Board, at: float, wall: float, width: int) -> list[Text]:
+def event_lines(board: Board, width: int) -> list[Text]:
     """Returns a line for each event, the latest first.
 
     Args:
         board: the routers.
-        at: seconds of the reader's clock.
-        wall: the same moment in seconds of the epoch.
         width: columns.
     """
     found = []
     for router in board.routers:
         if (activity := router.activity) is not None:
-            now = activity.now(at) + router.unheard(at)
-            found += [(now - event.at, router.label, event, activity) for event in activity.events()]
-    found.sort(key=lambda one: one[0])
+            found += [(router.epoch + event.at, router.label, event, activity) for event in activity.events()]
+    found.sort(key=lambda one: -one[0])
     made = []
-    for age, label, event, activity in found:
+    for wall, label, event, activity in found:
         kind, title, text = sentence_of(event, activity)
         about = f" {label}#{event.request}" if event.request is not None else f" {label}" if label else ""
         parts = [
-            (f"{clock(wall - age)} ", FAINT),
+            (f"{clock(wall)} ", FAINT),
             (title, KINDS[kind]),
             (about, KINDS[""]),
             (f" – {text}" if text else "", SOFT),

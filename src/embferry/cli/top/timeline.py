@@ -15,13 +15,11 @@ from embferry.cli.wrapping import folded
 _NAME, _TIME, _LABEL = 10, 9, 13
 
 
-def timeline_lines(row: Row, at: float, wall: float, width: int) -> list[Text]:
+def timeline_lines(row: Row, width: int) -> list[Text]:
     """Returns the lines of a request.
 
     Args:
         row: the request.
-        at: seconds of the reader's clock.
-        wall: the same moment in seconds of the epoch.
         width: columns.
     """
     request = row.request
@@ -42,16 +40,16 @@ def timeline_lines(row: Row, at: float, wall: float, width: int) -> list[Text]:
             )
         )
     made.append(Text(""))
-    for label, text, style in _facts(row, at, wall):
+    for label, text, style in _facts(row):
         first, *rest = folded(text, max(1, width - _LABEL)).split("\n")
         made.append(line([cell(label, _LABEL, SOFT), (first, style)], width))
         made += [line([(" " * _LABEL, SOFT), (more, style)], width) for more in rest]
     return made
 
 
-def _facts(row: Row, at: float, wall: float) -> list[tuple[str, str, Style]]:
+def _facts(row: Row) -> list[tuple[str, str, Style]]:
     request, activity = row.request, row.router.activity
-    began = clock(wall - (row.now - request.began) - row.router.unheard(at))
+    began = clock(row.router.epoch + request.began)
     asked = f"{request.path}, {media_of(request)}, {'streamed' if request.streams else 'not streamed'}, at {began}"
 
     def known(id: str) -> str:
