@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +22,6 @@ from embferry.protocol.errors import (
     TransportError,
 )
 from tests.clock import Clock
-from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -277,17 +273,3 @@ def test_a_keeper_registers_again_with_a_restarted_server():
         keeper.stop()
         first.stop()
     assert not [t.name for t in threading.enumerate() if t.name in ("bootstrap", "lease enc-1")]
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
-def test_the_server_process_ends_cleanly_on_a_signal(number, status):
-    port = free_port()
-    program = f"from embferry.discovery.bootstrap_server import BootstrapServer, run; run(BootstrapServer(port={port}))"
-    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
-        try:
-            client = BootstrapClient(f"http://127.0.0.1:{port}")
-            until(lambda: (WORKER,) if client.healthy() else ())
-            process.send_signal(number)
-            assert process.wait(SECONDS) == status
-        finally:
-            process.kill()

@@ -89,10 +89,9 @@ def language(settings: Settings) -> None:
 @settings_command("bootstrap")
 def bootstrap(settings: Settings) -> None:
     """Start the bootstrap server. Workers register there, and routers find them."""
-    from embferry.discovery.bootstrap_server import run
-    from embferry.serve.bootstrap import bootstrap_server
+    from embferry.serve.bootstrap import run
 
-    run(bootstrap_server(settings))
+    run(settings)
 
 
 def _begin_worker(settings: Settings) -> None:

@@ -24,7 +24,6 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import socket
 import threading
 import time
@@ -278,21 +277,6 @@ class BootstrapServer:
             if found is not None:
                 return Answer({"rank_ip": found.rank_ip, "rank_port": found.rank_port})
         raise RequestError("unknown_rank", f"no encode rank {rank} of group {group} is known", HTTPStatus.NOT_FOUND)
-
-
-def run(server: BootstrapServer) -> None:
-    """Serves until SIGTERM. Ctrl-C raises ``KeyboardInterrupt``. Call it on the main thread.
-
-    Raises:
-        TransportError: The address cannot be bound.
-    """
-    terminated = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
-    try:
-        with server:
-            terminated.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # (first part of the path, whether more follows) -> method -> handler

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.server_limits import ServerLimits
 from embferry.protocol.errors import TransportError
 from embferry.serve.config import Settings
+from embferry.serve.end_signals import EndSignals
 from embferry.serve.security import check_part
 
 
@@ -45,3 +48,14 @@ def bootstrap_server(settings: Settings, *, unproved_ranks: bool = False) -> Boo
     )
     server.port_place = settings.place("bootstrap", "port")
     return server
+
+
+def run(settings: Settings) -> None:
+    """Serves until SIGTERM. Ctrl-C raises ``KeyboardInterrupt``. Call it on the main thread.
+
+    Raises:
+        ConfigError: Strangers could reach it, and there is no cluster key.
+        TransportError: The address cannot be bound.
+    """
+    with EndSignals((signal.SIGTERM,)) as signals, bootstrap_server(settings):
+        signals.wait()

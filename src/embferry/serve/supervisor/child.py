@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 
 from embferry.observe.logs import configure, flush, own_process
@@ -17,6 +16,7 @@ from embferry.serve import security
 from embferry.serve.bootstrap import bootstrap_server
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.end_signals import EndSignals
 from embferry.serve.http.address import bracketed
 from embferry.serve.http.serving import Report
 from embferry.serve.supervisor.handover import SupervisorPipes, unpack
@@ -90,13 +90,10 @@ def _end() -> None:
 
 
 def _bootstrap(settings: Settings, report: Report) -> None:
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with bootstrap_server(settings) as server:
+    with EndSignals() as signals, bootstrap_server(settings) as server:
         scheme = Trust.of_environment().scheme
         report(f"{scheme}://{bracketed(settings.reachable_host)}:{server.port}")
-        stop.wait()
+        signals.wait()
 
 
 if __name__ == "__main__":

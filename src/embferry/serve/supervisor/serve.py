@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from embferry.observe.logs import STDERR, is_json
 from embferry.serve.config import Settings
+from embferry.serve.end_signals import EndSignals
 from embferry.serve.supervisor import ports
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.first_question import ANSWER, KEY, ask_line, curl_line, needs_key
@@ -73,7 +71,8 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
     Ends the process with status 1 if the cluster cannot be brought up.
     """
     began = time.monotonic()
-    with _interrupts() as interrupts:
+    interrupts = _Interrupts()
+    with EndSignals(handle=interrupts) as signals:
         try:
             cluster = make(log.info)
             if taken := ports.problems(cluster.settings, cluster.wanted_ports()):
@@ -85,7 +84,7 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
                 log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
                 log.info("watch it at work: %s/", cluster.url)
                 _invite(cluster)
-                interrupts.wait()
+                signals.wait()
             except KeyboardInterrupt:
                 pass
             finally:
@@ -102,7 +101,7 @@ class _Interrupts:
     """The handler of SIGINT and SIGTERM.
 
     Without a cluster it raises KeyboardInterrupt. With one it raises nothing, wherever the main thread may be: the
-    first signal ends the waiting of :meth:`wait` and :meth:`Cluster.wait_ready`, and others kill the processes.
+    first signal ends :meth:`Cluster.wait_ready`, and others kill the processes.
 
     Attributes:
         cluster: the one that is started.
@@ -112,35 +111,12 @@ class _Interrupts:
     def __init__(self) -> None:
         self.cluster: Cluster | None = None
         self.count = 0
-        self._read, self._write = os.pipe()
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self) -> None:
         if self.cluster is None:
             raise KeyboardInterrupt
         self.count += 1
         if self.count == 1:
             self.cluster.interrupt()
-            os.write(self._write, b"!")
         else:
             self.cluster.kill()
-
-    def wait(self) -> None:
-        """Waits for the first signal."""
-        os.read(self._read, 1)
-
-    def close(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[_Interrupts]:
-    """Handles the signals within the context. In the main thread: Python's handlers run there alone."""
-    handler = _Interrupts()
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield handler
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-        handler.close()
