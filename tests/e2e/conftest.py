@@ -76,7 +76,7 @@ def expected(settings: Settings) -> list[tuple[Question, UndividedAnswer]]:
     return [(question, undivided.answer(question.media, question.text, MAX_TOKENS)) for question in questions()]
 
 
-@pytest.fixture(scope="session", params=["shm", "tcp"])
+@pytest.fixture(scope="session", params=["shm", pytest.param("tcp", marks=pytest.mark.sweeps)])
 def cluster(
     request: pytest.FixtureRequest,
     settings: Settings,

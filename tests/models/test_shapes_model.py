@@ -56,6 +56,7 @@ def test_an_unknown_model_is_rejected_and_the_packaged_ones_listed(name: str) ->
         model_path(name)
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("kind", KINDS_USED)
 def test_held_out_questions_are_answered(undivided: Undivided, kind: str) -> None:
     cases = list(islice(held_out(kind, seed=1), QUESTIONS))

@@ -26,6 +26,7 @@ from .test_property import search
 CASES = [(name, scenario) for name, scenarios in SCENARIOS.items() for scenario in scenarios]
 FOUND_BY_SEARCH = ("is_new", "is_ready", "may_report_drained", "may_release_source", "may_count", "may_release")
 """Guards whose mutant the random search finds within seconds. The others need a scenario."""
+SLOW = ("may_count", "may_report_drained", "may_release_source")
 
 
 def test_every_guard_has_a_mutant() -> None:
@@ -45,7 +46,9 @@ def test_a_scenario_breaks_an_invariant_only_without_its_guard(
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("guard", FOUND_BY_SEARCH)
+@pytest.mark.parametrize(
+    "guard", [pytest.param(name, marks=pytest.mark.sweeps) if name in SLOW else name for name in FOUND_BY_SEARCH]
+)
 def test_the_random_search_finds_a_missing_guard(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, guard, lambda *_: True)
     with pytest.raises(InvariantError):

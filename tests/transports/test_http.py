@@ -58,7 +58,8 @@ class BehindProxy(TransportConformance):
             yield
 
     def make_transport(self, wake: Callable[[], None]) -> Transport:
-        return HttpTransport(wake, proxy=self.proxy, trust=self.trust)
+        # The proxy notices that a receiver has gone when the next answer to its poll comes.
+        return HttpTransport(wake, proxy=self.proxy, trust=self.trust, poll_s=1.0)
 
 
 class TestHttpThroughProxy(BehindProxy):

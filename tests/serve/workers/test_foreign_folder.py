@@ -11,7 +11,7 @@ import pytest
 from embferry.serve.supervisor import LocalCluster
 from tests.serve.workers.test_processes import SETTINGS, ask, image
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
 NAMES = (
     "PIL",

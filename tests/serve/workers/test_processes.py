@@ -75,7 +75,7 @@ def long_video(frames: int = 160) -> dict[str, Any]:
     return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{joined}"}}
 
 
-@pytest.fixture(scope="module", params=["shm", "tcp"])
+@pytest.fixture(scope="module", params=["shm", pytest.param("tcp", marks=pytest.mark.sweeps)])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     transfer = SETTINGS.transfer.model_copy(update={"transports": (request.param,)})
     settings = SETTINGS.model_copy(update={"transfer": transfer})
@@ -235,6 +235,7 @@ def test_the_log_has_one_format_and_one_line_for_each_event(serve: Serve) -> Non
 TINY_POOL = ("--transfer-num-blocks", "1", "--transfer-block-size", "4")
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("serve", [(*TINY_POOL, "--log-format", "json")], indirect=True)
 def test_json_is_every_line_and_the_shown_commands_work_when_pasted(serve: Serve) -> None:
     (shown,) = [json.loads(line) for line in serve.lines if '"curl"' in line]
@@ -261,7 +262,15 @@ def test_json_is_every_line_and_the_shown_commands_work_when_pasted(serve: Serve
     assert {line["worker"].partition("-")[0] for line in transfers} == {"language"}
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.sweeps),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.sweeps),
+        signal.SIGKILL,
+    ],
+    ids=lambda how: how.name,
+)
 def test_no_process_outlives_the_supervisor(serve: Serve, how: signal.Signals) -> None:
     pids = [int(pid) for pid in serve.found(STARTED)]
     urls = serve.found(r"answers at (http://\S+)")

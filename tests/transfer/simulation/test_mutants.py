@@ -17,7 +17,7 @@ CAUGHT_BY: dict[str, int | str] = {
     "transports_are_never_closed_again": "a_transport_that_could_not_be_closed_is_closed_again",
     "exceptions_pass_the_guard_of_callbacks": 0,
     "exceptions_pass_the_guard_of_device_sink": 73,
-    "exceptions_pass_the_guard_of_receive_manager": 139,
+    "exceptions_pass_the_guard_of_receive_manager": 20,
     "exceptions_pass_the_guard_of_writer": 9,
     "parked_requests_do_not_expire": 34,
     "nothing_is_due_for_parked_requests": 43,
@@ -26,12 +26,17 @@ CAUGHT_BY: dict[str, int | str] = {
     "abort_of_a_record_does_nothing_at_close": 12,
     "revoked_is_not_reported_for_a_lost_transport": 118,
     "nothing_is_committed": 246,
-    "a_broken_record_is_driven_on": 5,
+    "a_broken_record_is_driven_on": 9,
     "parked_requests_have_no_bound": 38,
     "every_session_that_writes_to_a_room_is_kept": 4,
     "the_control_plane_may_not_raise": 15,
     "broken_records_answer_each_other": 283,
     "transports_are_lost_by_the_failure_of_one_peer": 44,
+    "a_lost_transport_fails_what_is_admitted_to_it": 110,
+    "writes_do_not_end_if_close_raises": "writes_do_not_end_if_close_raises",
+    "a_broken_sender_releases_its_source_at_once": "a_broken_sender_releases_its_source_at_once",
+    "a_broken_record_of_a_sender_is_not_torn_down": 8,
+    "blocks_that_a_broken_transport_may_write_are_released": "a_transport_cannot_be_closed_at_both_ends",
 }
 """Seed or name of the story that caught a mutant when it was last looked for. It is told first, which saves minutes."""
 
