@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from embferry.serve.http import backends
 from embferry.traces.context import TraceContext, parse
 from embferry.traces.spans import PREFIX, Span, Tracer, Value
 from tests.collector import Seen, outline_of
@@ -27,6 +26,8 @@ MALFORMED = {
 
 def recorded(monkeypatch: pytest.MonkeyPatch, share: float = 1.0) -> list[Span]:
     """Returns the list to which every router that is made from now on adds its spans when they end."""
+    from embferry.serve.http import backends  # brings the router with it
+
     seen: list[Span] = []
     monkeypatch.setattr(backends, "open_tracer", lambda *_: Tracer(seen.append, share))
     return seen

@@ -142,7 +142,9 @@ def test_a_dispatcher_that_hangs_up_ends_what_is_kept_for_it(fake_encoder: FakeE
         return {"type": "http.disconnect"}
 
     async def run() -> None:
-        request = asyncio.create_task(encoder_http.HangUps(app)({"type": "http", "path": "/encode"}, receive, None))
+        request = asyncio.create_task(
+            encoder_http.EncodeCalls(app)({"type": "http", "path": "/encode", "headers": []}, receive, None)
+        )
         await encoding.wait()
         assert not fake_encoder.released
         hung_up.set()

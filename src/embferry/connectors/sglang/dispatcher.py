@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
+from embferry.traces.spans import Span
 from embferry.trust.bounded_answers import bounded_client
 
 from .encoders import MAX_ANSWER, Encoder, EncoderError, RequestRefusedError
 from .parts import SOURCE_CODE, EncoderInfo, PartId, Source, encode_source
+from .request_trace import RequestTrace
 from .settings import PluginSettings
 
 log = logging.getLogger(__name__)
@@ -65,11 +67,14 @@ class Dispatch:
         urls: The encoders.
         parts: The parts, in SGLang's order.
         tell: Sends a message to the schedulers.
+        trace: The trace of the request, if it has spans.
     """
 
-    def __init__(self, rid: str, urls: Sequence[str], parts: Sequence[Part], tell: Tell) -> None:
+    def __init__(
+        self, rid: str, urls: Sequence[str], parts: Sequence[Part], tell: Tell, trace: RequestTrace | None
+    ) -> None:
         self.rid, self.name = rid, secrets.token_hex(16)
-        self._urls, self._parts, self._tell = urls, parts, tell
+        self._urls, self._parts, self._tell, self._trace = urls, parts, tell, trace
         self._reached = asyncio.Event()
         self.task: asyncio.Task[Failure | None] | None = None
 
@@ -129,15 +134,31 @@ class Dispatch:
             "req_id": part.text,
             "modality": work.kind,
         }
-        is_done = False
+        span, outcome = self._call_span(encoder.url, part.index), "aborted"
         try:
-            await encoder.encode(body, info)
+            await encoder.encode(body, info, {} if span is None else span.context.headers)
             await telling
-            is_done = True
+            outcome = ""
+        except RequestRefusedError:
+            outcome = "refused"
+            raise
+        except EncoderError as error:
+            outcome = "lost" if error.status is None else "failed"
+            raise
         finally:
             telling.cancel()
-            if not is_done:
+            if span is not None:
+                span.end(outcome)
+            if outcome:
                 encoder.abandon(part.text)
+
+    def _call_span(self, url: str, index: int) -> Span | None:
+        """Returns the span of a call to an encoder; None unless the request has spans."""
+        if self._trace is None:
+            return None
+        span = self._trace.begin("encode", "client")
+        span.set(worker=url, part=index)
+        return span
 
     async def _tell_source(self, source: Source) -> None:
         await self._reached.wait()
@@ -163,7 +184,13 @@ class Dispatcher:
         self._client = self._call(self._new_client()).result()
 
     def dispatch(
-        self, rid: str, urls: Sequence[str], parts: Sequence[Part], tell: Tell, reached: threading.Event
+        self,
+        rid: str,
+        urls: Sequence[str],
+        parts: Sequence[Part],
+        tell: Tell,
+        reached: threading.Event,
+        trace: RequestTrace | None = None,
     ) -> Failure | None:
         """Has the parts of a request encoded. Blocks until they have arrived, or the request has ended otherwise.
 
@@ -173,11 +200,12 @@ class Dispatcher:
             parts: The parts.
             tell: Sends a message to the schedulers.
             reached: Set when the schedulers know the request.
+            trace: The trace of the request, if it has spans.
         """
         if len(rid) > MAX_RID:
             reached.wait()
             return Failure(f"the id of a request with pictures has at most {MAX_RID} characters", BAD_REQUEST)
-        dispatch = Dispatch(rid, urls, parts, tell)
+        dispatch = Dispatch(rid, urls, parts, tell, trace)
         outcome = self._call(self._dispatch(dispatch))
         reached.wait()
         self._loop.call_soon_threadsafe(dispatch.reached)

@@ -149,15 +149,20 @@ class Encoder:
             raise RequestRefusedError(f"the encoder at {self.url} does not encode {kind.lower()}s", 400)
         return self._description.kinds[kind]
 
-    async def encode(self, body: Mapping[str, Any], info: EncoderInfo) -> None:
+    async def encode(self, body: Mapping[str, Any], info: EncoderInfo, headers: Mapping[str, str]) -> None:
         """Has a part encoded and sent, and returns when it has arrived.
+
+        Args:
+            body: SGLang's encode request.
+            info: What the encoder says of the kind of media.
+            headers: More headers of the request.
 
         Raises:
             EncoderError: It could not, or is lost.
             RequestRefusedError: The request is wrong.
         """
         lifeline = self._lifeline(info)
-        post = asyncio.create_task(self._post(body))
+        post = asyncio.create_task(self._post(body, headers))
 
         def cancel(lost: object) -> None:
             post.cancel()
@@ -248,9 +253,10 @@ class Encoder:
             raise EncoderError(why, WRONG)
         return description
 
-    async def _post(self, body: Mapping[str, Any]) -> httpx.Response:
+    async def _post(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> httpx.Response:
+        url, timeout = f"{self.url}{ENCODE_PATH}", self._encode_timeout
         try:
-            return await self._client.post(f"{self.url}{ENCODE_PATH}", json=body, timeout=self._encode_timeout)
+            return await self._client.post(url, json=body, headers=headers, timeout=timeout)
         except httpx.TimeoutException as error:
             why = f"the encoder at {self.url} has not answered within {self._encode_timeout:g} s"
             raise EncoderError(why, 504) from error

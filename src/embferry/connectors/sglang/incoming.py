@@ -22,7 +22,9 @@ from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shape import Shape, digest_of
 from ..shared.shared_rows import ByteRows, SharedRows
+from ..shared.transfer_trace import TransferTrace
 from .parts import Content, PartId, Source
+from .request_trace import RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class IncomingPart:
         managers: The receive managers.
         counters: The metrics.
         failover_timeout: How long the transfer waits for another encoder, in seconds.
+        trace: The trace of the request, if it has spans.
 
     Attributes:
         source: Where the part comes from now; None before the dispatcher has said so.
@@ -60,11 +63,14 @@ class IncomingPart:
         managers: Managers[ReceiveManager],
         counters: Counters,
         failover_timeout: float,
+        trace: RequestTrace | None = None,
     ) -> None:
         self.source: Source | None = None
         self.shared: SharedRows | None = None
         self._rid, self._host, self._ranks = rid, host, ranks
         self._managers, self._counters, self._failover_timeout = managers, counters, failover_timeout
+        self._request_trace = trace
+        self._trace: TransferTrace | None = None  # of the transfer that runs
         self._lock = threading.Lock()  # guards "shared" against the callback thread
         self._receiver: EmbeddingReceiver | None = None
         self._contents: list[Content] = []
@@ -107,6 +113,7 @@ class IncomingPart:
             return False
         self._counters.add("failovers", label="found")
         if self._receiver.poll() is KVPoll.Success:  # but the message about it was lost with the encoder
+            self._end_trace(self._receiver)
             self._receiver.clear()
             self._replace(None)
             self._open(source)
@@ -140,6 +147,7 @@ class IncomingPart:
                 error = IntegrityError(why, room=receiver.room)
         self._receiver = None
         self._count(receiver, "success" if error is None else "failed")
+        self._end_trace(receiver, "" if error is None else error.code)
         receiver.clear()
         if error is not None:
             self._counters.add("failures", label=error.code)
@@ -169,6 +177,7 @@ class IncomingPart:
         if receiver is not None:
             receiver.abort()
             self._count(receiver, "aborted")
+            self._end_trace(receiver, "aborted")
             receiver.clear()
         if shared is not None:
             shared.close()
@@ -181,24 +190,31 @@ class IncomingPart:
             GatherSink(make=self._make_rows),
             failover_timeout=self._failover_timeout,
         )
-        receiver.on_change(partial(self._changed, receiver))
+        call = self._request_trace
+        self._trace = trace = None if call is None else TransferTrace(call.tracer, call.around)
+        receiver.on_change(partial(self._changed, receiver, trace))
         self._receiver = receiver
         receiver.init()
 
-    def _changed(self, receiver: EmbeddingReceiver) -> None:
+    def _changed(self, receiver: EmbeddingReceiver, trace: TransferTrace | None) -> None:
         """Takes the digest of a complete embedding, and counts a lost encoder.
 
         Runs on the manager's callback thread without locks, because a digest takes its time.
         """
         if receiver is not self._receiver:
             return  # the embedding is fetched again
-        if receiver.poll() is KVPoll.Success and (self._verified is None or self._verified[0] is not receiver):
+        is_complete = receiver.poll() is KVPoll.Success
+        if trace is not None:
+            trace.changed(receiver, is_complete=is_complete)
+        if is_complete and (self._verified is None or self._verified[0] is not receiver):
             rows = receiver.arrays()["input_embeddings"]
             self._verified = (receiver, digest_of(rows, self._shape(len(rows))).hex())
         lost = receiver.lost
         if lost is not None and lost is not self._reported_loss:
             self._reported_loss = lost
             self._counters.add("losses", label=lost.code)
+            if trace is not None:
+                trace.lost(lost.code)
             log.warning("room %d: the encoder is lost: %s", receiver.room, lost, extra={"room": receiver.room})
             if isinstance(lost, Aborted):
                 self._ask_again_at = time.monotonic() + AGAIN_S
@@ -222,6 +238,10 @@ class IncomingPart:
     def _shape(self, tokens: int) -> Shape:
         assert self.source is not None
         return Shape(tokens, self.source.info.width, self.source.info.dtype)
+
+    def _end_trace(self, receiver: EmbeddingReceiver, error: str = "") -> None:
+        if self._trace is not None:
+            self._trace.end(receiver, self._shape(1).token_bytes, error)
 
     def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:
         self._counters.add("transfers", label=outcome)

@@ -11,6 +11,7 @@ from embferry.transfer.failures import attempt
 from ..shared.counters import Counters, MetricsServer
 from ..shared.managers import Managers
 from .incoming import IncomingPart
+from .request_trace import RequestTrace
 from .settings import PluginSettings
 
 SWITCH_S = 0.0005
@@ -48,11 +49,10 @@ class LanguageSide:
             port = settings.metrics_port and settings.metrics_port + rank
             self._metrics = MetricsServer(self.counters, settings.host, port)
 
-    def incoming(self, rid: str) -> IncomingPart:
-        """Returns a new part of a request, which no encoder has been named for yet."""
-        return IncomingPart(
-            rid, self.host, self._ranks_of_host, self._managers, self.counters, self._settings.failover_timeout
-        )
+    def incoming(self, rid: str, trace: RequestTrace | None = None) -> IncomingPart:
+        """Returns a new part of a request, which no encoder has been named for yet. ``trace``: if it has spans."""
+        timeout = self._settings.failover_timeout
+        return IncomingPart(rid, self.host, self._ranks_of_host, self._managers, self.counters, timeout, trace)
 
     def close(self) -> None:
         """Ends every transfer."""

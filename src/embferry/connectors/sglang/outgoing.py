@@ -15,6 +15,7 @@ from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shape import Shape
 from .parts import Content, Destination, PartId
+from .request_trace import OutgoingTrace, RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class OutgoingPart:
         self._destinations: dict[str, Destination] = {}
         self._senders: dict[int, EmbeddingSender] = {}
         self._shape: Shape | None = None
+        self._trace: OutgoingTrace | None = None
         self.rows: Rows | None = None
         self.content: Content | None = None
 
@@ -56,6 +58,10 @@ class OutgoingPart:
         if len(self._destinations) > MAX_RANKS:
             del self._destinations[next(iter(self._destinations))]
 
+    def traced(self, trace: RequestTrace) -> None:
+        """The part has spans, which begin now: the dispatcher's call has come."""
+        self._trace = OutgoingTrace(trace)
+
     def announce(self, shape: Shape) -> None:
         """Tells the language server's first host the length, before the encoder runs.
 
@@ -63,6 +69,8 @@ class OutgoingPart:
             EmbeddingTransferError: No manager works, or the room is in use.
         """
         self._shape = shape
+        if self._trace is not None:
+            self._trace.announced()
         if self.part.attempt == 0:
             self._sender(0).init(shape.tokens, self._first_content())
 
@@ -73,6 +81,8 @@ class OutgoingPart:
         self._shape, self.rows = shape, rows
         self.content = Content(self._content(digest).hex(), digest)
         self._counters.add("items_encoded")
+        if self._trace is not None:
+            self._trace.encoded(shape.tokens)
 
     async def send(self, url: str) -> None:
         """Sends the embedding to the host of the rank at ``url``, and returns when it has arrived there.
@@ -92,20 +102,30 @@ class OutgoingPart:
         sender.init(self._shape.tokens, bytes.fromhex(self.content.content))
         sender.send_embedding(as_fields({"input_embeddings": self.rows}))
         self._counters.add("items_offered")
+        span = None if self._trace is None else self._trace.sends()
+        outcome = "aborted"
         try:
             await transferred(sender)
         except EmbeddingTransferError as error:
+            outcome = error.code
             self._counters.add("offers_ended", label="unfetched")
             if error.retryable:
                 raise
             log.info("part %s is not wanted any more: %s", self.part.text, error)
         else:
+            outcome = ""
             self._counters.add("offers_ended", label="fetched")
+        finally:
+            if span is not None:
+                span.set(tokens=self._shape.tokens, bytes=sender.sent_bytes)
+                span.end(outcome)
 
-    def close(self) -> None:
-        """Ends the transfers that are under way."""
+    def close(self, outcome: str = "aborted") -> None:
+        """Ends the transfers that are under way. ``outcome``: a word for what has become of the encode, for a trace."""
         for sender in self._senders.values():
             sender.abort()
+        if self._trace is not None:
+            self._trace.end(outcome)
 
     def _sender(self, host: int) -> EmbeddingSender:
         if host not in self._senders:
@@ -149,10 +169,10 @@ class OutgoingParts:
             self._make_room()
         return self._parts[text]
 
-    def drop(self, text: str) -> None:
-        """Forgets a part, and ends its transfers."""
+    def drop(self, text: str, outcome: str = "aborted") -> None:
+        """Forgets a part, and ends its transfers. ``outcome`` is as for :meth:`OutgoingPart.close`."""
         if (part := self._parts.pop(text, None)) is not None:
-            part.close()
+            part.close(outcome)
 
     def close(self) -> None:
         for text in list(self._parts):

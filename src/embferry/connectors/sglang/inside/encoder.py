@@ -23,6 +23,7 @@ from ..encoder_side import EncoderSide
 from ..outgoing import Rows
 from ..parts import parse
 from ..process import BACKEND, end_process, settings
+from ..request_trace import RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ side: list[EncoderSide] = []
 """The plug-in's part of this encoder, once it has been made."""
 hung_up: ContextVar[asyncio.Event | None] = ContextVar("hung_up", default=None)
 """In the task of an encode request: set when its dispatcher has hung up."""
+called_for: ContextVar[RequestTrace | None] = ContextVar("called_for", default=None)
+"""In the same task: the trace of the request, if it has spans."""
 _submitted: dict[str, asyncio.Task[Any]] = {}
 _unwanted: OrderedDict[str, None] = OrderedDict()
 
@@ -71,8 +74,8 @@ class EmbferryDelivery(server.ZmqDelivery):  # type: ignore[misc]
         await part.send(destination.endpoint)
 
     async def release(self, state: Any) -> None:
-        """Ends what is still under way for a part that SGLang drops."""
-        side[0].parts.drop(state.req_id)
+        """Ends what is still under way for a part that SGLang drops: one that it could not encode, if anything is."""
+        side[0].parts.drop(state.req_id, "failed")
         await super().release(state)
 
 
@@ -105,6 +108,9 @@ async def pipeline(original: Callable[..., Coroutine[Any, Any, Any]], *args: Any
     text, gone = request["req_id"], hung_up.get()
     if text in _unwanted:
         raise not_wanted()
+    part, trace = parse(text), called_for.get()
+    if part is not None and trace is not None:
+        side[0].parts.get(part).traced(trace)
     watching = None if gone is None else asyncio.create_task(_give_up_after(gone, text))
     try:
         return await original(*args, **kwargs)

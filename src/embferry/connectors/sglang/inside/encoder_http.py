@@ -1,4 +1,4 @@
-"""The plug-in's HTTP paths in an encoder, and what it notices when a dispatcher hangs up."""
+"""The plug-in's HTTP paths in an encoder, and what it notices of the requests to encode."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from sglang.srt.disaggregation.encoder import http_server, server
 
 from ..encoders import ENCODE_PATH, PATH
 from ..parts import Destination, parse
-from .encoder import give_up, hung_up, is_unwanted, not_wanted, side
+from . import tracing
+from .encoder import called_for, give_up, hung_up, is_unwanted, not_wanted, side
 
 
-class HangUps:
-    """ASGI middleware: an encode request knows when its dispatcher hangs up. SGLang's own handler does not look."""
+class EncodeCalls:
+    """ASGI middleware: an encode request knows its trace, and when its dispatcher hangs up. SGLang looks for neither."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -39,16 +40,17 @@ class HangUps:
                 watching.append(asyncio.create_task(watch()))
             return message
 
-        token = hung_up.set(gone)
+        tokens = hung_up.set(gone), called_for.set(tracing.of_headers(scope["headers"]))
         try:
             await self._app(scope, receive_and_watch, send)
         finally:
-            hung_up.reset(token)
+            hung_up.reset(tokens[0])
+            called_for.reset(tokens[1])
             for task in watching:
                 task.cancel()
 
 
-http_server.app.add_middleware(HangUps)
+http_server.app.add_middleware(EncodeCalls)
 
 
 @http_server.app.get(PATH)  # type: ignore[untyped-decorator]

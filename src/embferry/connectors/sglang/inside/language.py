@@ -18,7 +18,7 @@ from embferry.protocol.errors import shown
 from ..dispatcher import Dispatcher, Failure, Part
 from ..language_side import LanguageSide
 from ..process import BACKEND, end_process, settings
-from . import waiting
+from . import tracing, waiting
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ def run_encode_in_thread(
 
     try:
         parts = parts_of(mm_receiver, mm_data, num_items_assigned, time_stats_json)
-        failure = dispatcher().dispatch(req_id, urls, parts, tell, scheduler_dispatch_ready)
+        trace = tracing.of_state(time_stats_json)
+        failure = dispatcher().dispatch(req_id, urls, parts, tell, scheduler_dispatch_ready, trace)
     except Exception as error:
         log.exception("the dispatch of request %s has failed", req_id)
         failure = Failure(f"the dispatch has failed: {shown(error)}", 500)

@@ -27,6 +27,7 @@ from ..incoming import IncomingPart
 from ..language_side import LanguageSide
 from ..mapped import Announced, MappedPart, map_announced
 from ..parts import SOURCE_CODE, Content, Destination, Source, decode_source, parse
+from . import tracing
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
         if self.status != PENDING:
             return
         if source.index not in self._parts:
-            self._parts[source.index] = self._side.incoming(self.rid) if self._side.receives else MappedPart(self.rid)
+            self._parts[source.index] = self._new_part()
         self._collect()
         part = self._parts[source.index]
         is_needed = part.comes_from(source)
@@ -136,6 +137,11 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
             return bool(self.status == PENDING and part.part == name)
 
         self._registrations.append(self.registration_runner.submit(register(source.url, destination, is_current)))
+
+    def _new_part(self) -> IncomingPart | MappedPart:
+        if not self._side.receives:
+            return MappedPart(self.rid)
+        return self._side.incoming(self.rid, tracing.of_request(self.recv_req))
 
     def _try_recv_mm_data(self) -> None:
         if self.status != PENDING:
