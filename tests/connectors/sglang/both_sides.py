@@ -18,6 +18,7 @@ from embferry.connectors.sglang.incoming import IncomingPart
 from embferry.connectors.sglang.language_side import LanguageSide
 from embferry.connectors.sglang.outgoing import OutgoingPart, Rows
 from embferry.connectors.sglang.parts import Content, Destination, EncoderInfo, PartId, Source
+from embferry.connectors.sglang.request_trace import RequestTrace
 from embferry.connectors.sglang.settings import PluginSettings
 from embferry.connectors.shared.shape import Shape, digest_of
 
@@ -89,11 +90,13 @@ class StubEncoder:
 
 
 @contextmanager
-def both_sides(encoders: int = 1) -> Iterator[tuple[IncomingPart, list[StubEncoder], LanguageSide]]:
-    """Makes encoders, and a part that a language server waits for."""
+def both_sides(
+    encoders: int = 1, trace: RequestTrace | None = None
+) -> Iterator[tuple[IncomingPart, list[StubEncoder], LanguageSide]]:
+    """Makes encoders, and a part that a language server waits for. ``trace``: of the part, if it has spans."""
     made = [StubEncoder(f"http://e:{n}") for n in range(encoders)]
     language = LanguageSide(SETTINGS, rank=0, ranks=1, hosts=1)
-    incoming = language.incoming("rid")
+    incoming = language.incoming("rid", trace)
     try:
         yield incoming, made, language
     finally:

@@ -22,6 +22,7 @@ class HttpEncoder:
 
     Attributes:
         encoded: The bodies of its encode requests, in order.
+        parents: Their ``traceparent``, None for a request without.
         abandoned: The parts that were abandoned, in order.
         answer: Returns the answer to an encode request; may block.
         has_plugin: Whether it says that it has the plug-in.
@@ -30,6 +31,7 @@ class HttpEncoder:
 
     def __init__(self, answer: Callable[[dict[str, Any]], Answer] = lambda body: (200, {})) -> None:
         self.encoded: list[dict[str, Any]] = []
+        self.parents: list[str | None] = []
         self.abandoned: list[str] = []
         self.answer, self.has_plugin = answer, True
         self.describes = threading.Event()
@@ -73,6 +75,7 @@ class HttpEncoder:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path == "/encode":
                     encoder.encoded.append(body)
+                    encoder.parents.append(self.headers["traceparent"])
                     status, answer = encoder.answer(body)
                     self._send(status, json.dumps(answer).encode())
                     return

@@ -13,6 +13,9 @@ import pytest
 
 from embferry.connectors.sglang.dispatcher import Dispatcher, Failure, Part
 from embferry.connectors.sglang.parts import SOURCE_CODE, Source, decode_source, parse
+from embferry.connectors.sglang.request_trace import RequestTrace
+from embferry.traces.spans import Span, Tracer
+from tests.traces.recorded import OUTER, client_span, facts, outline
 
 from .both_sides import SETTINGS, WAIT_S
 from .stub_encoders import Answer, HttpEncoder
@@ -31,11 +34,13 @@ class Desk:
         self.reached.set()
         self._pool = ThreadPoolExecutor(8)
 
-    def dispatch(self, encoders: list[HttpEncoder], *assigned: int, rid: str = "rid") -> Future[Failure | None]:
+    def dispatch(
+        self, encoders: list[HttpEncoder], *assigned: int, rid: str = "rid", trace: RequestTrace | None = None
+    ) -> Future[Failure | None]:
         """Dispatches one part for each assigned encoder."""
         parts = [Part("IMAGE", number, {"mm_items": [f"picture {n}"]}) for n, number in enumerate(assigned)]
         urls = [encoder.url for encoder in encoders]
-        return self._pool.submit(self.dispatcher.dispatch, rid, urls, parts, self._tell, self.reached)
+        return self._pool.submit(self.dispatcher.dispatch, rid, urls, parts, self._tell, self.reached, trace)
 
     def close(self) -> None:
         self.dispatcher.close()
@@ -236,3 +241,56 @@ def test_a_failed_part_ends_the_others(desk: Desk, encoders: list[HttpEncoder]) 
         until(lambda: len(encoders[0].abandoned) == len(encoders[0].encoded))
     finally:
         going_on.set()
+
+
+def traced() -> tuple[list[Span], RequestTrace]:
+    """Returns the list to which the spans of a request are added when they end, and what a dispatch is told of it."""
+    seen: list[Span] = []
+    return seen, RequestTrace(Tracer(seen.append), client_span())
+
+
+def test_each_call_is_a_span_that_its_encoder_is_told_of(desk: Desk, encoders: list[HttpEncoder]) -> None:
+    seen, trace = traced()
+    assert desk.dispatch(encoders, 0, 1, trace=trace).result(WAIT_S) is None
+    assert outline(seen, OUTER) == "encode encode"
+    assert {span.kind for span in seen} == {"client"}
+    for number, encoder in enumerate(encoders):
+        (span,) = (span for span in seen if encoder.parents == [span.context.parent])
+        assert facts(span.attributes) == {"worker": encoder.url, "part": number}
+
+
+def test_without_a_trace_encoders_are_told_of_none(desk: Desk, encoders: list[HttpEncoder]) -> None:
+    assert desk.dispatch(encoders, 0).result(WAIT_S) is None
+    assert encoders[0].parents == [None]
+
+
+def test_another_attempt_is_a_span_of_its_own(desk: Desk, encoders: list[HttpEncoder]) -> None:
+    seen, trace = traced()
+    encoders[0].answer = lambda body: (503, {"message": "no"})
+    assert desk.dispatch(encoders, 0, trace=trace).result(WAIT_S) is None
+    assert outline(seen, OUTER) == "encode:failed encode"
+
+
+def test_a_call_that_is_of_no_use_has_an_error(desk: Desk, encoders: list[HttpEncoder]) -> None:
+    """One part is refused, so the call for the other one is given up."""
+    seen, trace = traced()
+    going_on = threading.Event()
+    encoders[0].answer = lambda body: (going_on.wait(WAIT_S), (200, {}))[1]
+    encoders[1].answer = lambda body: (400, {"message": "this is no picture"})
+    try:
+        assert desk.dispatch(encoders, 0, 1, trace=trace).result(WAIT_S) is not None
+    finally:
+        going_on.set()
+    errors = {facts(span.attributes)["worker"]: span.error for span in seen}
+    assert errors == {encoders[0].url: "aborted", encoders[1].url: "refused"}
+
+
+def test_an_encoder_that_is_lost_is_told_so(desk: Desk, encoders: list[HttpEncoder]) -> None:
+    seen, trace = traced()
+
+    def hang_up(body: dict[str, Any]) -> Answer:
+        raise ConnectionAbortedError
+
+    encoders[0].answer = hang_up
+    assert desk.dispatch(encoders, 0, trace=trace).result(WAIT_S) is None
+    assert outline(seen, OUTER) == "encode:lost encode"

@@ -16,7 +16,7 @@ from .encoder import called_for, give_up, hung_up, is_unwanted, not_wanted, side
 
 
 class EncodeCalls:
-    """ASGI middleware: an encode request knows its trace, and when its dispatcher hangs up. SGLang looks for neither."""
+    """ASGI middleware: an encode request knows its trace, and when its dispatcher hangs up; SGLang asks for neither."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
