@@ -226,6 +226,7 @@ def _valid_value(key: tuple[str, ...]) -> object:
         "language_urls": "http://x,https://y:1/z",
         "prefill_urls": "http://x",
         "decode_urls": "http://x",
+        "connector_metrics_urls": "http://x:9101",
         "cors_origins": "http://x",
         "consumer_zmq": "tcp://x:1",
         "http_proxy": "http://127.0.0.1:1",

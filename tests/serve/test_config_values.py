@@ -18,6 +18,7 @@ HOSTS, ORIGINS = ("media", "allowed_hosts"), ("router", "cors_origins")
 ADVERTISE, PROXY = ("transfer", "http_advertise"), ("transfer", "http_proxy")
 ENCODE, LANGUAGE, ZMQ = ("vllm", "encode_urls"), ("vllm", "language_urls"), ("vllm", "consumer_zmq")
 PREFILL, DECODE = ("vllm", "prefill_urls"), ("vllm", "decode_urls")
+METRICS = ("vllm", "connector_metrics_urls")
 CACHE = ("cache", "url")
 SOUND: dict[Key, tuple[str, ...]] = {
     HOSTS: (
@@ -35,6 +36,7 @@ SOUND: dict[Key, tuple[str, ...]] = {
     LANGUAGE: ("http://10.0.0.2:8001/",),
     PREFILL: ("http://10.0.0.2:8001/",),
     DECODE: ("http://10.0.0.2:8001/",),
+    METRICS: ("http://10.0.0.2:9101",),
     ZMQ: ("tcp://10.0.0.3:14750", "tcp://[::1]:14750"),
     CACHE: ("file:///var/cache/embferry", "mooncake://10.0.0.1:50051", "mooncake://10.0.0.1:50051?protocol=rdma"),
 }  # fmt: skip
@@ -63,6 +65,7 @@ BAD: dict[Key, tuple[str, ...]] = {
     LANGUAGE: ("foo", "http://10.0.0.2:99999"),
     PREFILL: ("foo", "http://10.0.0.2:99999"),
     DECODE: ("foo", "http://10.0.0.2:99999"),
+    METRICS: ("10.0.0.2:9101", "http://10.0.0.2:99999"),
     ZMQ: ("10.0.0.3:14750", "http://10.0.0.3:14750", "tcp://10.0.0.3:14750/path", "tcp://:14750"),
     CACHE: ("/var/cache/embferry", "http://10.0.0.1", "mooncake://", "file:relative"),
 }  # fmt: skip

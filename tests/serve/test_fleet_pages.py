@@ -92,6 +92,32 @@ def test_instances_of_vllm_are_listed_and_found_too() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("roles", [("encode", "encode", "language"), ("encode", "prefill", "decode", "decode")])
+def test_prometheus_finds_the_connectors_of_instances(roles: tuple[str, ...]) -> None:
+    """Each has a server of its own, and the label ``worker`` of its instance."""
+
+    async def scenario() -> None:
+        stubs = [Stub(f"i{number}", role) for number, role in enumerate(roles)]
+        pages = tuple(f"http://10.0.0.2:{9100 + number}" for number in range(len(stubs)))
+        async with routed(*stubs, connector_metrics_urls=pages) as router:
+            _, *groups = (await router.get("/sd")).json()
+            instances, connectors = groups[: len(stubs)], groups[len(stubs) :]
+            assert [group["labels"]["part"] for group in instances] == list(roles)
+            assert connectors == [
+                {
+                    "targets": [f"10.0.0.2:{9100 + number}"],
+                    "labels": {
+                        "__scheme__": "http", "__metrics_path__": "/metrics", "part": "connector", "worker": stub.url,
+                    },
+                }
+                for number, stub in enumerate(stubs)
+            ]  # fmt: skip
+            listed = (await router.get("/workers")).json()["workers"]
+            assert [worker["id"] for worker in listed] == [group["labels"]["worker"] for group in connectors]
+
+    asyncio.run(scenario())
+
+
 def names(metrics: ChatMetrics) -> dict[str, str]:
     """Returns the help of each metric by its name."""
     return {family.name: family.documentation for family in metrics.registry.collect()}

@@ -25,6 +25,7 @@ _ONLY_SERVE = frozenset({
 })  # fmt: skip
 _ONLY_ROUTER = frozenset({
     "vllm.encode_urls", "vllm.language_urls", "vllm.prefill_urls", "vllm.decode_urls", "vllm.consumer_zmq",
+    "vllm.connector_metrics_urls",
 })  # fmt: skip
 
 
@@ -51,6 +52,20 @@ def check_router(settings: Settings, given: Set[Key]) -> None:
         fail(f"{named} mooncake needs --consumer-zmq: the control address of each of --language-urls, in that order")
     if vllm.connector != "mooncake" and vllm.consumer_zmq:
         fail(f"{settings.place('vllm', 'consumer_zmq')} needs --connector mooncake")
+    _check_metrics(settings)
+
+
+def _check_metrics(settings: Settings) -> None:
+    """Ends the process with status 2 if it is not clear which instance each URL of metrics belongs to."""
+    vllm, named = settings.vllm, settings.place("vllm", "connector_metrics_urls")
+    given = len(vllm.connector_metrics_urls)
+    if given and vllm.connector != "embferry":
+        fail(f"{named} needs --connector embferry: the metrics of the others are at the instances themselves")
+    roles = ("encode_urls", "prefill_urls" if vllm.prefill_urls else "language_urls", "decode_urls")
+    instances = sum(len(getattr(vllm, role)) for role in roles)
+    if given and given != instances:
+        flags = ", ".join(flag_name((role,)) for role in roles if getattr(vllm, role))
+        fail(f"{named} has {given}: give one for each of the {instances} instances, in the order of {flags}")
 
 
 def check_serve(settings: Settings, given: Set[Key]) -> None:

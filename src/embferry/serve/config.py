@@ -389,6 +389,10 @@ class VllmSettings(Section):
     consumer_zmq: ZmqUrls = ()
     """With `connector: mooncake`: the control address of each instance in `language_urls`, in the same order, such as
     `tcp://10.0.0.3:14750`."""
+    connector_metrics_urls: Urls = ()
+    """Base URLs of the metrics of the connectors (their `metrics_port`), such as `http://10.0.0.2:9101`, which `/sd`
+    then names as well: one for each instance, in the order of `encode_urls`, `language_urls` or `prefill_urls`, and
+    `decode_urls`."""
     language_encodes: bool = False
     """If no instance that encodes is left, or the transfer fails for good before the answer begins, send the whole
     request to an instance that answers, which then encodes by itself."""

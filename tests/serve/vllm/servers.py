@@ -167,6 +167,15 @@ class Servers:
         """Returns how many embeddings this instance has received."""
         return sum(_numbers(self.at(name), "embferry_connector_transfers_total"))
 
+    def counted_by_connector(self, name: str, metric: str) -> float:
+        """Returns a metric of this instance's connector from its own page, where Prometheus finds it by the router."""
+        headers = {"Authorization": f"Bearer {API_KEY}"}
+        groups = httpx.get(f"{self.url}/sd", headers=headers, trust_env=False, timeout=5).json()
+        labels = {"part": "connector", "worker": self.at(name)}
+        (found,) = (group for group in groups if labels.items() <= group["labels"].items())
+        scheme, (target,) = found["labels"]["__scheme__"], found["targets"]
+        return sum(_numbers(f"{scheme}://{target}", f"embferry_connector_{metric}"))
+
     def at(self, name: str) -> str:
         """Returns the URL of this ``vllm serve``."""
         return self.found(rf"{name} answers at (\S+)")

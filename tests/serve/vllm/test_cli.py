@@ -38,6 +38,20 @@ def called(*words: str) -> tuple[int, str, str]:
         ((*ROUTER, "--encoders", "2"), "--encoders has no effect here"),
         ((*ROUTER, "--connector", "mooncake"), "--connector mooncake needs --consumer-zmq"),
         ((*ROUTER, "--consumer-zmq", "tcp://c:2"), "--consumer-zmq needs --connector mooncake"),
+        (
+            (*ROUTER, "--connector-metrics-urls", "http://a:2,http://b:2"),
+            "--connector-metrics-urls has 2: give one for each of the 3 instances, in the order of --encode-urls, "
+            "--language-urls",
+        ),
+        (
+            (*STAGES, "--connector-metrics-urls", "http://a:2"),
+            "in the order of --encode-urls, --prefill-urls, --decode",
+        ),
+        (
+            (*ROUTER, "--connector", "example", "--connector-metrics-urls", "http://a:2"),
+            "--connector-metrics-urls needs --connector embferry",
+        ),
+        ((*SERVE, "--connector-metrics-urls", "http://a:2"), "--connector-metrics-urls has no effect here"),
         ((*ROUTER[:4], "ftp://a", *ROUTER[5:]), "embferry: --encode-urls: "),
         ((*ROUTER[:3], "--vllm-encode-urls", "ftp://a", *ROUTER[5:]), "embferry: --vllm-encode-urls: "),
         ((*STAGES[:-2],), "--engine vllm needs --decode-urls, such as"),

@@ -61,6 +61,18 @@ def test_the_language_instance_is_asked_while_pictures_are_encoded(servers: Serv
     assert servers.counted("overlapped_total") - every == len(contents)
 
 
+def test_prometheus_finds_the_metrics_of_each_connector(servers: Servers) -> None:
+    encoders = [f"encode-{encoder}" for encoder in range(ENCODERS)]
+
+    def encoded() -> float:
+        return sum(servers.counted_by_connector(encoder, "items_encoded_total") for encoder in encoders)
+
+    before = encoded(), servers.counted_by_connector("language-0", "transfers_total")
+    servers.tokens(servers.url, picture(95), text())
+    after = encoded(), servers.counted_by_connector("language-0", "transfers_total")
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
+
+
 def test_a_repeated_picture_is_not_encoded_again(servers: Servers) -> None:
     first, second = picture(90, 448, 224), picture(91)
     contents = [[first, text()], [text("and"), first, second, text()], [second, first, text("again")]]

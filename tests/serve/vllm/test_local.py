@@ -109,6 +109,20 @@ def ask(url: str, *content: Any) -> httpx.Response:
         return client.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": "Bearer k"})
 
 
+def connector_ports(one: Running) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns the ports of the connectors' metrics by the URL of each instance: as it was told, and as ``/sd`` says."""
+    told = {}
+    for note in one.notes:
+        words = note["arguments"]
+        transfer = json.loads(words[words.index("--ec-transfer-config") + 1])
+        port = words[words.index("--port") + 1]
+        told[f"http://127.0.0.1:{port}"] = transfer["ec_connector_extra_config"]["metrics_port"]
+    groups = httpx.get(f"{one.url}/sd", headers={"Authorization": "Bearer k"}, trust_env=False).json()
+    found = [group for group in groups if group["labels"]["part"] == "connector"]
+    assert all(group["targets"][0].startswith("127.0.0.1:") for group in found)
+    return told, {group["labels"]["worker"]: int(group["targets"][0].rpartition(":")[2]) for group in found}
+
+
 SERVE = ("serve", "--engine", "vllm", "--model", "some/model", "--port", "0")
 
 
@@ -132,6 +146,9 @@ def test_instances_and_router_start_restart_and_end(start: Callable[..., Running
         parse(extra)  # the connector takes it
         assert extra == ({"router": one.url} if transfer["ec_role"] == "ec_consumer" else {"cache": cache})
         assert transfer["ec_connector_module_path"] == "embferry.connectors.vllm.connector"
+    told, found = connector_ports(one)
+    assert len(told) == 3
+    assert found == told
     answer = ask(one.url, picture(), text()).json()
     assert answer["asked"]["messages"][0]["content"][0]["type"] == "image_embeds"
 
@@ -173,6 +190,9 @@ def test_prefill_and_decode_instances_take_the_place_of_language_instances(start
         found[role].append(note)
     assert [len(notes) for notes in found.values()] == [1, 1, 2]
     assert len({note["kv_port"] for note in one.notes}) == 4
+    told, listed = connector_ports(one)
+    assert len(told) == 4
+    assert listed == told
     workers = httpx.get(f"{one.url}/ready", trust_env=False).json()["workers"]
     assert workers == {"encode": 1, "prefill": 1, "decode": 2}
     answer = ask(one.url, picture(), text()).json()

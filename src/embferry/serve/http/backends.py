@@ -53,6 +53,21 @@ class KnownWorker:
     trouble: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Scraped:
+    """Where Prometheus finds metrics.
+
+    Attributes:
+        url: base URL of the server that has them.
+        part: what they are of: a role, or ``connector``.
+        worker: the id of the worker.
+    """
+
+    url: str
+    part: str
+    worker: str
+
+
 M = TypeVar("M", bound=ChatMetrics)
 
 
@@ -150,6 +165,10 @@ class Backends(ABC, Generic[M]):
     @abstractmethod
     def known(self) -> list[KnownWorker]:
         """Returns every backend as this router sees it."""
+
+    def scraped(self) -> list[Scraped]:
+        """Returns where the metrics of the backends are."""
+        return [Scraped(worker.url, worker.role, worker.id) for worker in self.known()]
 
     @abstractmethod
     async def pools(self) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from embferry.serve.config import Settings
 from embferry.serve.http.address import bracketed
-from embferry.serve.http.backends import Backends
+from embferry.serve.http.backends import Backends, Scraped
 
 WORKERS, DISCOVERY, POOL = "/workers", "/sd", "/debug/pool"
 PAGES = (WORKERS, DISCOVERY, POOL)
@@ -30,9 +30,8 @@ def fleet_routes(backends: Backends[Any]) -> list[Route]:
 
     async def discovery(request: Request) -> Response:
         """Lists this router and its workers in the format of Prometheus' ``http_sd_configs``."""
-        groups = [_target(worker.url, worker.role, worker.id) for worker in backends.known()]
         own = own_url(backends.settings, request)
-        return JSONResponse([_target(own, "router", own), *groups])
+        return JSONResponse([_target(one) for one in (Scraped(own, "router", own), *backends.scraped())])
 
     async def pool(request: Request) -> Response:
         return JSONResponse({"pools": await backends.pools()})
@@ -50,14 +49,14 @@ def own_url(settings: Settings, request: Request) -> str:
     return f"{request.url.scheme}://{bracketed(host if is_every else settings.reachable_host.strip('[]'))}:{port}"
 
 
-def _target(url: str, part: str, worker: str) -> dict[str, Any]:
+def _target(scraped: Scraped) -> dict[str, Any]:
     """Returns a group of one target. Its labels with two underscores tell Prometheus where the metrics are."""
-    parts = urlsplit(url)
+    parts = urlsplit(scraped.url)
     port = f":{parts.port}" if parts.port is not None else ":443" if parts.scheme == "https" else ":80"
     labels = {
         "__scheme__": parts.scheme,
         "__metrics_path__": f"{parts.path.rstrip('/')}/metrics",
-        "part": part,
-        "worker": worker,
+        "part": scraped.part,
+        "worker": scraped.worker,
     }
     return {"targets": [bracketed(parts.hostname or "") + port], "labels": labels}

@@ -142,8 +142,10 @@ class VllmCluster(Cluster):
         self._folder, self._folder_lock = temporary.new_root(), -1
         self._programs: dict[str, tuple[ProcessRole, Program]] = {}
         urls: dict[ProcessRole, list[str]] = {role: [] for role in workers}
+        metrics: list[str] = []
         for (role, name), port, metrics_port, kv_port in zip(names, ports[::3], ports[1::3], ports[2::3], strict=True):
             urls[role].append(f"http://{HOST}:{port}")
+            metrics.append(f"http://{HOST}:{metrics_port}")
             command = instance_command(settings, role, port, metrics_port, extra)
             told: dict[str, Any] = {
                 "command": command,
@@ -155,8 +157,9 @@ class VllmCluster(Cluster):
             told["folder"] = str(self._folder / name)
             program = Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")
             self._programs[name] = role, program
-        known = vllm.model_copy(update={f"{role}_urls": tuple(found) for role, found in urls.items()})
-        settings = settings.model_copy(update={"vllm": known})
+        known: dict[str, Any] = {f"{role}_urls": tuple(found) for role, found in urls.items()}
+        known["connector_metrics_urls"] = tuple(metrics)
+        settings = settings.model_copy(update={"vllm": vllm.model_copy(update=known)})
         self._programs["router"] = "router", child_program("router", "router", settings)
         self._ending_orphans = threading.Lock()
         self._strangers = {one.pid for one in descendants()}  # children of the program that makes the cluster

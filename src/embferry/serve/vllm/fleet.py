@@ -16,7 +16,7 @@ from embferry.protocol.text import shown
 from embferry.serve.config import LanguageSettings, Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
-from embferry.serve.http.backends import Backends, KnownWorker, reason_of
+from embferry.serve.http.backends import Backends, KnownWorker, Scraped, reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.vllm.instance import Incarnation, Instance, Role
 from embferry.serve.vllm.instance_digests import whole_body
@@ -57,6 +57,8 @@ class Fleet(Backends[VllmRouterMetrics]):
         if self.decoders:
             self._roles["decode"] = self.decoders
         keys = Trust.of_environment().keys
+        for one, metrics in zip(self.instances, vllm.connector_metrics_urls, strict=False):
+            one.connector_metrics = metrics
         self._provers = {one: InstanceProver(keys, one.url) for one in self.instances}
         key = settings.router.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
@@ -269,6 +271,11 @@ class Fleet(Backends[VllmRouterMetrics]):
             )
             for one in self.instances
         ]
+
+    def scraped(self) -> list[Scraped]:
+        """Returns the pages of the instances, whose metrics are vLLM's own, and those of their connectors."""
+        known = [(one.connector_metrics, one.url) for one in self.instances]
+        return super().scraped() + [Scraped(page, "connector", url) for page, url in known if page is not None]
 
     async def pools(self) -> list[dict[str, Any]]:
         why = "instances of vLLM have no receive pool to ask for; see the metrics of their connectors (metrics_port)"

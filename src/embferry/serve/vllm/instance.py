@@ -19,6 +19,7 @@ class Instance:
 
     Attributes:
         zmq: the control address of its Mooncake connector, if it has one.
+        connector_metrics: the base URL of the metrics of its connector, if it is known.
         trouble: why it is not up.
         unfit: why it encodes nothing although it is up; see :mod:`.fitness`.
         models: OpenAI's model objects by name, as its ``/v1/models`` lists them.
@@ -33,6 +34,7 @@ class Instance:
         self.role = role
         self.url = url.rstrip("/")
         self.zmq = zmq
+        self.connector_metrics: str | None = None
         self.up = False
         self.trouble = "has not been asked yet"
         self.unfit = ""
