@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from embferry.connectors.sglang.encoder_side import EncoderSide
+from embferry.connectors.sglang.outgoing import OutgoingPart
+from embferry.connectors.sglang.parts import PartId
+from embferry.connectors.sglang.request_trace import RequestTrace
+from embferry.connectors.shared.shape import digest_of
+from embferry.traces.spans import Span, Tracer
+from tests.traces.recorded import OUTER, client_span, outline
+
+from .both_sides import NAME, SETTINGS, SHAPE, WIDTH, rows_of
 
 pytestmark = [
     pytest.mark.sglang,
@@ -229,3 +241,63 @@ def test_videos_have_the_times_that_are_asked_for(
     preprocessor = SimpleNamespace(model_type=model, video_processor=SimpleNamespace(temporal_patch_size=2))
     result = asyncio.run(videos.process_video_items(original, preprocessor, []))
     assert result["second_per_grid_ts"].tolist() == pytest.approx([seconds, seconds])
+
+
+def stages_of(monkeypatch: pytest.MonkeyPatch, original: Callable[[OutgoingPart], Coroutine[Any, Any, None]]) -> str:
+    """Returns the spans of a call to encode a part, in whose place the function runs."""
+    from sglang.srt.disaggregation.encoder import server
+
+    from embferry.connectors.sglang.inside import encoder
+
+    seen: list[Span] = []
+    side = EncoderSide(SETTINGS, {"IMAGE": WIDTH}, "float32")
+    monkeypatch.setattr(encoder, "side", [side])
+    part = PartId("rid", NAME, 0)
+
+    async def encode(enc: Any, scheduler: Any, request: dict[str, Any]) -> None:
+        await original(side.parts.get(part))
+
+    async def run() -> None:
+        encoder.called_for.set(RequestTrace(Tracer(seen.append), client_span()))
+        with contextlib.suppress(server.MMError):
+            await encoder.pipeline(encode, None, None, {"req_id": part.text})
+
+    try:
+        asyncio.run(run())
+    finally:
+        side.close()
+    return outline(seen, OUTER)
+
+
+def test_the_stages_of_a_part_that_is_encoded_have_no_errors(
+    fake_encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def encode(part: OutgoingPart) -> None:
+        part.announce(SHAPE)
+        part.encoded(SHAPE, rows_of(1), digest_of(rows_of(1), SHAPE).hex())
+
+    assert stages_of(monkeypatch, encode) == "prepare encoder"
+
+
+@pytest.mark.parametrize("is_announced", [False, True])
+def test_a_part_that_cannot_be_encoded_ends_its_stage(
+    fake_encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, is_announced: bool
+) -> None:
+    from sglang.srt.disaggregation.encoder import server
+
+    async def fail(part: OutgoingPart) -> None:
+        if is_announced:
+            part.announce(SHAPE)
+        raise server.BadRequestError("this is no picture")
+
+    assert stages_of(monkeypatch, fail) == ("prepare encoder:failed" if is_announced else "prepare:failed")
+
+
+def test_a_part_that_is_given_up_ends_its_stage(fake_encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from embferry.connectors.sglang.inside import encoder
+
+    async def give_up(part: OutgoingPart) -> None:
+        await encoder.give_up(part.part.text)
+        raise encoder.not_wanted()
+
+    assert stages_of(monkeypatch, give_up) == "prepare:aborted"

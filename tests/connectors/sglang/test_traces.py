@@ -62,9 +62,9 @@ def test_a_transfer_is_a_span_of_the_request(seen: list[Span], trace: RequestTra
 
 def test_the_stages_of_the_encoder_hang_under_its_call(seen: list[Span], trace: RequestTrace) -> None:
     with both_sides() as (incoming, (encoder,), _):
-        encoder.part().traced(trace)
+        spans = encoder.part().traced(trace)
         transfer(incoming, encoder)
-        encoder.side.parts.drop(encoder.part().part.text, "failed")  # as SGLang does at the end of every part
+        spans.end("failed")  # as at the end of every call: nothing is left that could have failed
     assert outline(seen, OUTER) == "prepare encoder send"
     told = {span.name: facts(span.attributes) for span in seen}
     assert told == {"prepare": {}, "encoder": {"tokens": TOKENS}, "send": {"tokens": TOKENS, "bytes": SHAPE.nbytes}}
@@ -78,10 +78,10 @@ def test_a_part_that_is_not_encoded_ends_its_stage(
 ) -> None:
     with both_sides() as (_, (encoder,), _):
         part = encoder.part()
-        part.traced(trace)
+        spans = part.traced(trace)
         if is_announced:
             part.announce(SHAPE)
-        encoder.side.parts.drop(part.part.text, outcome)
+        spans.end(outcome)
     assert [(span.name, span.error) for span in seen if span.error] == [(stage, outcome)]
 
 

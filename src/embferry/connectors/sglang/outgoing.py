@@ -58,9 +58,10 @@ class OutgoingPart:
         if len(self._destinations) > MAX_RANKS:
             del self._destinations[next(iter(self._destinations))]
 
-    def traced(self, trace: RequestTrace) -> None:
-        """The part has spans, which begin now: the dispatcher's call has come."""
+    def traced(self, trace: RequestTrace) -> OutgoingTrace:
+        """Returns the spans of the part, which begin now: the dispatcher's call has come."""
         self._trace = OutgoingTrace(trace)
+        return self._trace
 
     def announce(self, shape: Shape) -> None:
         """Tells the language server's first host the length, before the encoder runs.
@@ -120,12 +121,10 @@ class OutgoingPart:
                 span.set(tokens=self._shape.tokens, bytes=sender.sent_bytes)
                 span.end(outcome)
 
-    def close(self, outcome: str = "aborted") -> None:
-        """Ends the transfers that are under way. ``outcome``: a word for what has become of the encode, for a trace."""
+    def close(self) -> None:
+        """Ends the transfers that are under way."""
         for sender in self._senders.values():
             sender.abort()
-        if self._trace is not None:
-            self._trace.end(outcome)
 
     def _sender(self, host: int) -> EmbeddingSender:
         if host not in self._senders:
@@ -169,10 +168,10 @@ class OutgoingParts:
             self._make_room()
         return self._parts[text]
 
-    def drop(self, text: str, outcome: str = "aborted") -> None:
-        """Forgets a part, and ends its transfers. ``outcome`` is as for :meth:`OutgoingPart.close`."""
+    def drop(self, text: str) -> None:
+        """Forgets a part, and ends its transfers."""
         if (part := self._parts.pop(text, None)) is not None:
-            part.close(outcome)
+            part.close()
 
     def close(self) -> None:
         for text in list(self._parts):

@@ -75,7 +75,7 @@ class OutgoingTrace:
         return self._trace.begin("send")
 
     def end(self, outcome: str) -> None:
-        """Ends what is not over yet, with a word for what has become of it."""
+        """The call is over. ``outcome``: a word for what has become of the embedding, if it is not there."""
         self._end_stage(outcome)
 
     def _end_stage(self, error: str = "") -> None:

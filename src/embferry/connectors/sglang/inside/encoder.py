@@ -74,8 +74,8 @@ class EmbferryDelivery(server.ZmqDelivery):  # type: ignore[misc]
         await part.send(destination.endpoint)
 
     async def release(self, state: Any) -> None:
-        """Ends what is still under way for a part that SGLang drops: one that it could not encode, if anything is."""
-        side[0].parts.drop(state.req_id, "failed")
+        """Ends what is still under way for a part that SGLang drops."""
+        side[0].parts.drop(state.req_id)
         await super().release(state)
 
 
@@ -109,8 +109,7 @@ async def pipeline(original: Callable[..., Coroutine[Any, Any, Any]], *args: Any
     if text in _unwanted:
         raise not_wanted()
     part, trace = parse(text), called_for.get()
-    if part is not None and trace is not None:
-        side[0].parts.get(part).traced(trace)
+    spans = None if part is None or trace is None else side[0].parts.get(part).traced(trace)
     watching = None if gone is None else asyncio.create_task(_give_up_after(gone, text))
     try:
         return await original(*args, **kwargs)
@@ -119,6 +118,8 @@ async def pipeline(original: Callable[..., Coroutine[Any, Any, Any]], *args: Any
     finally:
         if watching is not None:
             watching.cancel()
+        if spans is not None:
+            spans.end("aborted" if text in _unwanted else "failed")
 
 
 async def _give_up_after(gone: asyncio.Event, text: str) -> None:
