@@ -1,0 +1,241 @@
+"""Compares ``embferry plan`` with ``embferry bench serve`` at several workloads, and writes docs/planning.md's table.
+
+    .venv/bin/python scripts/validate_plan.py --python .venv-vllm/bin/python [--into docs/planning.md] [--work DIR]
+
+Starts vLLM undivided and divided over shm (two encoders, a language instance, a router), measures the speeds as
+``embferry plan --measure`` does, then each workload by turns, and compares. The speeds come from other requests than
+those that are predicted. Needs two cores and 8 GB; five minutes on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from embferry.bench import machine  # noqa: E402
+from embferry.bench.serving.client import send_all  # noqa: E402
+from embferry.bench.serving.configurations import BLOCK_TOKENS, POOL_BYTES, SMALL_POOL_BYTES, TOKEN_BYTES  # noqa: E402
+from embferry.bench.serving.results import Run  # noqa: E402
+from embferry.bench.serving.stack import Stack  # noqa: E402
+from embferry.bench.serving.vllm import CONFIGURATIONS, UNDIVIDED, VllmStack  # noqa: E402
+from embferry.bench.serving.workload import LARGEST, Plan, requests  # noqa: E402
+from embferry.plan import comparison, probes  # noqa: E402
+from embferry.plan.comparison import Point  # noqa: E402
+from embferry.plan.deployment import Deployment  # noqa: E402
+from embferry.plan.files import read_model  # noqa: E402
+from embferry.plan.measuring import Target  # noqa: E402
+from embferry.plan.pool import Pool  # noqa: E402
+from embferry.plan.probes import Times  # noqa: E402
+from embferry.plan.speeds import Speeds, encoded  # noqa: E402
+
+SPLIT = next(one for one in CONFIGURATIONS if one.name == "ours-shm")
+BEGIN, END = "<!-- results: written by scripts/validate_plan.py; do not edit -->", "<!-- end of results -->"
+ROUNDS = 2
+DIVIDED, SMALL, WHOLE = Deployment(2, 1), Deployment(1, 1), Deployment(0, 1)
+
+
+class Workload(NamedTuple):
+    """One workload: its plan, the tokens of an answer, and whether the pool is to be the small one."""
+
+    title: str
+    plan: Plan
+    max_tokens: int = 32
+    small_pool: bool = False
+
+
+WORKLOADS = (
+    Workload("a mix of pictures, 1/s", Plan(requests=30, rate=1.0, seed=21)),
+    Workload("a small picture, 5/s", Plan(requests=60, rate=5.0, max_images=1, max_image_tokens=256, seed=22)),
+    Workload("bursts, 2/s", Plan(requests=30, rate=2.0, burstiness_cv=3.0, max_images=2, seed=23)),
+    Workload("long answers, 3/s", Plan(requests=40, rate=3.0, max_images=1, max_image_tokens=600, seed=24), 96),
+    Workload("a pool of 64 tokens, 1/s", Plan(requests=15, rate=1.0, max_images=1, seed=25), small_pool=True),
+)
+"""What ``embferry bench serve`` is asked to send; the last to the split deployment only."""
+
+
+class Measured(msgspec.Struct):
+    """All that was measured: the times of the probes and the runs, each by the name of its deployment."""
+
+    machine: machine.Machine
+    started: str
+    load: tuple[float, float, float]
+    probes: dict[str, Times]
+    runs: dict[str, list[Run]]
+
+
+@contextmanager
+def stacks(python: str, folder: Path) -> Iterator[dict[str, Stack]]:
+    """Starts both deployments, side by side."""
+    from embferry.models.tiny_qwen import make
+
+    make(folder / "model", max_image_tokens=LARGEST, max_positions=16384)
+    both: dict[str, Stack] = {}
+    for configuration, damages in ((UNDIVIDED, ()), (SPLIT, ("small pool",))):
+        name = configuration.name
+        both[name] = VllmStack(
+            configuration, python, folder / "model", folder / name, folder / "logs" / name, _tell, damages=damages
+        )
+    with both[UNDIVIDED.name], both[SPLIT.name]:
+        yield both
+
+
+def probed(running: Mapping[str, Stack], folder: Path) -> dict[str, Times]:
+    """Measures the speeds of both, as ``embferry plan --measure`` and ``--measure-split`` do."""
+    model = read_model(str(folder / "model"))
+    return {
+        name: Target(stack.endpoint(1, 60.0, 0).url, model, "", dict(stack.extra), "", _tell).times()
+        for name, stack in running.items()
+    }
+
+
+def measured(running: Mapping[str, Stack], turn: int) -> dict[str, list[Run]]:
+    """Sends every workload to both deployments, with the requests of ``embferry bench serve``, drawn anew each turn."""
+    found: dict[str, list[Run]] = {name: [] for name in running}
+    for workload in WORKLOADS:
+        plan = msgspec.structs.replace(workload.plan, seed=workload.plan.seed + 1000 * turn)
+        for name, stack in running.items():
+            if workload.small_pool and name != SPLIT.name:
+                continue
+            stack.prepare("small pool" if workload.small_pool else "")
+            _tell(f"{workload.title}: {name}")
+            run = Run(name, stack.configuration.title, workload.title, turn, plan=plan)
+            send_all(stack.endpoint(workload.max_tokens, 90.0, 0), requests(plan), run)
+            found[name].append(run)
+        running[SPLIT.name].prepare("")
+    return found
+
+
+def points(taken: Measured, speeds: Speeds) -> list[Point]:
+    """Returns prediction and measured figure of each workload at each deployment."""
+    found = []
+    for workload in WORKLOADS:
+        for name, runs in taken.runs.items():
+            mine = [run for run in runs if run.scenario == workload.title]
+            if not mine:
+                continue
+            deployment = SMALL if workload.small_pool else DIVIDED if name == SPLIT.name else WHOLE
+            size = SMALL_POOL_BYTES if workload.small_pool else POOL_BYTES
+            pool = Pool(size // TOKEN_BYTES // BLOCK_TOKENS, BLOCK_TOKENS) if deployment.is_split else None
+            found.append(comparison.compared(mine, deployment, speeds, TOKEN_BYTES, pool))
+    return found
+
+
+def fit(taken: Measured) -> Speeds:
+    cores = float(taken.machine.cores)
+    source = f"measured at vLLM, undivided and split, on {taken.started[:10]}"
+    return probes.speeds(taken.probes[UNDIVIDED.name], taken.probes[SPLIT.name], cores=cores, source=source)
+
+
+def verdicts(found: list[Point]) -> list[tuple[str, str, str]]:
+    """Returns for each workload that both deployments had: split over undivided, as predicted and as measured."""
+    rows = [("workload", "split / undivided, predicted", "measured")]
+    for title in dict.fromkeys(point.title for point in found):
+        both = {point.deployment.is_split: point for point in found if point.title == title}
+        if len(both) == 2:
+            split, whole = both[True], both[False]
+            ratios = (split.predicted_ttft / whole.predicted_ttft, split.measured_ttft / whole.measured_ttft)
+            rows.append((title, *(f"{ratio:.2f}: {_words(ratio)}" for ratio in ratios)))  # type: ignore[arg-type]
+    return rows
+
+
+def document(taken: Measured, found: list[Point]) -> str:
+    """Returns the tables in Markdown."""
+    one = taken.machine
+    versions = ", ".join(f"{name} {version}" for name, version in one.versions.items() if version)
+    load = ", ".join(f"{value:.1f}" for value in taken.load)
+    held = sum(point.holds for point in found)
+    return "\n".join([
+        BEGIN, "", *_markdown(comparison.table(found)), "",
+        f"{held} of {len(found)} points are within {comparison.TOLERANCE:.0%}.", "",
+        *_markdown(verdicts(found)), "",
+        f"- command: `python scripts/validate_plan.py`, {len({r.round for rs in taken.runs.values() for r in rs})} rounds; "
+        "medians of rounds",
+        f"- date: {taken.started}", f"- machine: {one.cpu}, {one.cores} cores, {one.kernel}",
+        f"- load average over 1, 5 and 15 minutes, at the start: {load}", f"- versions: {versions}", "", END,
+    ])  # fmt: skip
+
+
+def write(page: Path, tables: str) -> None:
+    """Puts the tables between their marks."""
+    text = page.read_text()
+    begin, end = text.index(BEGIN), text.index(END) + len(END)
+    page.write_text(text[:begin] + tables + text[end:])
+
+
+def _words(ratio: float) -> str:
+    return "faster" if ratio < 0.9 else "slower" if ratio > 1.1 else "the same"
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> list[str]:
+    head, *rest = rows
+    return [
+        "| " + " | ".join(head) + " |",
+        "|---" + "|---:" * (len(head) - 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in rest),
+    ]
+
+
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def take(python: str, folder: Path, alone: Callable[[], AbstractContextManager[object]] = nullcontext) -> Measured:
+    """Starts everything and measures it. Each stretch of measuring is inside ``alone``."""
+    with stacks(python, folder) as running:
+        taken = Measured(
+            machine.describe(machine.SERVING_PACKAGES, python),
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            os.getloadavg(),
+            {},
+            {name: [] for name in running},
+        )
+        with alone():
+            taken.probes = probed(running, folder)
+        for turn in range(1, ROUNDS + 1):
+            with alone():
+                for name, runs in measured(running, turn).items():
+                    taken.runs[name] += runs
+    return taken
+
+
+def main() -> int:
+    """Measures, or reads what was measured, and writes the tables. Returns 1 if fewer than five points hold."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--python", default=sys.executable, help="the Python that has vLLM")
+    arguments.add_argument("--into", type=Path, default=ROOT / "docs" / "planning.md")
+    arguments.add_argument("--results", type=Path, default=Path("bench-results/plan.json"), help="read if it is there")
+    arguments.add_argument("--speeds", type=Path, default=Path("bench-results/speeds.json"), help="written")
+    given = arguments.parse_args()
+    if given.results.is_file():
+        taken = msgspec.json.decode(given.results.read_bytes(), type=Measured)
+    else:
+        with tempfile.TemporaryDirectory(prefix="embferry-plan-") as folder:
+            taken = take(given.python, Path(folder))
+        given.results.parent.mkdir(parents=True, exist_ok=True)
+        given.results.write_bytes(msgspec.json.format(msgspec.json.encode(taken), indent=1))
+    speeds = fit(taken)
+    given.speeds.parent.mkdir(parents=True, exist_ok=True)
+    given.speeds.write_bytes(encoded(speeds))
+    found = points(taken, speeds)
+    for row in comparison.table(found):
+        print("  ".join(row))
+    for verdict in verdicts(found):
+        print("  ".join(verdict))
+    write(given.into, document(taken, found))
+    return 0 if sum(point.holds for point in found) >= 5 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
