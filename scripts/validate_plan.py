@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,13 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from embferry.bench import machine  # noqa: E402
 from embferry.bench.serving.client import send_all  # noqa: E402
-from embferry.bench.serving.configurations import BLOCK_TOKENS, POOL_BYTES, SMALL_POOL_BYTES, TOKEN_BYTES  # noqa: E402
+from embferry.bench.serving.configurations import (  # noqa: E402
+    BLOCK_TOKENS,
+    POOL_BYTES,
+    SMALL_POOL_BYTES,
+    TOKEN_BYTES,
+    Damage,
+)
 from embferry.bench.serving.results import Run  # noqa: E402
 from embferry.bench.serving.stack import Stack  # noqa: E402
 from embferry.bench.serving.vllm import CONFIGURATIONS, UNDIVIDED, VllmStack  # noqa: E402
@@ -62,7 +68,7 @@ WORKLOADS = (
     Workload("long answers, 3/s", Plan(requests=40, rate=3.0, max_images=1, max_image_tokens=600, seed=24), 96),
     Workload("a pool of 64 tokens, 1/s", Plan(requests=15, rate=1.0, max_images=1, seed=25), small_pool=True),
 )
-"""What ``embferry bench serve`` is asked to send; the last to the split deployment only."""
+"""The workloads of ``embferry bench serve``; the last is sent to the split deployment only."""
 
 
 class Measured(msgspec.Struct):
@@ -82,7 +88,8 @@ def stacks(python: str, folder: Path) -> Iterator[dict[str, Stack]]:
 
     make(folder / "model", max_image_tokens=LARGEST, max_positions=16384)
     both: dict[str, Stack] = {}
-    for configuration, damages in ((UNDIVIDED, ()), (SPLIT, ("small pool",))):
+    for configuration in (UNDIVIDED, SPLIT):
+        damages: list[Damage] = ["small pool"] if configuration is SPLIT else []
         name = configuration.name
         both[name] = VllmStack(
             configuration, python, folder / "model", folder / name, folder / "logs" / name, _tell, damages=damages
@@ -155,12 +162,13 @@ def document(taken: Measured, found: list[Point]) -> str:
     one = taken.machine
     versions = ", ".join(f"{name} {version}" for name, version in one.versions.items() if version)
     load = ", ".join(f"{value:.1f}" for value in taken.load)
+    rounds = len({run.round for runs in taken.runs.values() for run in runs})
     held = sum(point.holds for point in found)
     return "\n".join([
         BEGIN, "", *_markdown(comparison.table(found)), "",
         f"{held} of {len(found)} points are within {comparison.TOLERANCE:.0%}.", "",
         *_markdown(verdicts(found)), "",
-        f"- command: `python scripts/validate_plan.py`, {len({r.round for rs in taken.runs.values() for r in rs})} rounds; "
+        f"- command: `python scripts/validate_plan.py`, {rounds} rounds; "
         "medians of rounds",
         f"- date: {taken.started}", f"- machine: {one.cpu}, {one.cores} cores, {one.kernel}",
         f"- load average over 1, 5 and 15 minutes, at the start: {load}", f"- versions: {versions}", "", END,
@@ -178,7 +186,7 @@ def _words(ratio: float) -> str:
     return "faster" if ratio < 0.9 else "slower" if ratio > 1.1 else "the same"
 
 
-def _markdown(rows: list[tuple[str, ...]]) -> list[str]:
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     head, *rest = rows
     return [
         "| " + " | ".join(head) + " |",
@@ -191,8 +199,20 @@ def _tell(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def take(python: str, folder: Path, alone: Callable[[], AbstractContextManager[object]] = nullcontext) -> Measured:
-    """Starts everything and measures it. Each stretch of measuring is inside ``alone``."""
+def take(
+    python: str,
+    folder: Path,
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext,
+    keep: Callable[[Measured], object] = lambda taken: None,
+) -> Measured:
+    """Starts everything and measures it.
+
+    Args:
+        python: The Python that has vLLM.
+        folder: For the files of the servers.
+        alone: Each stretch of measuring, of at most four minutes, is inside of it.
+        keep: Called after each stretch with what was measured so far.
+    """
     with stacks(python, folder) as running:
         taken = Measured(
             machine.describe(machine.SERVING_PACKAGES, python),
@@ -203,10 +223,12 @@ def take(python: str, folder: Path, alone: Callable[[], AbstractContextManager[o
         )
         with alone():
             taken.probes = probed(running, folder)
+        keep(taken)
         for turn in range(1, ROUNDS + 1):
             with alone():
                 for name, runs in measured(running, turn).items():
                     taken.runs[name] += runs
+            keep(taken)
     return taken
 
 

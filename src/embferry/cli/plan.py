@@ -97,9 +97,7 @@ def command(
     encoders: Annotated[
         int, typer.Option(min=0, help="With --check: encoders measured; 0 if undivided.", metavar="N")
     ] = 0,
-    languages: Annotated[
-        int, typer.Option(min=1, help="With --check: language instances measured.", metavar="N")
-    ] = 1,
+    languages: Annotated[int, typer.Option(min=1, help="With --check: language instances measured.", metavar="N")] = 1,
     plot: Annotated[Path | None, typer.Option(help="Draw the time to first token by rate.", metavar="FILE.svg")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -194,7 +192,7 @@ def _speeds(options: dict[str, Any], known: Model) -> Speeds:
     from embferry.plan.errors import SpeedsInvalid, SpeedsMissing
     from embferry.plan.speeds import Speeds
 
-    given = {
+    given: dict[str, Any] = {
         name: Curve(each=options[f"{name}_seconds_per_token"])
         for name in ("encode", "prefill")
         if options[f"{name}_seconds_per_token"] is not None
@@ -217,8 +215,8 @@ def _speeds(options: dict[str, Any], known: Model) -> Speeds:
         found = Speeds(**given)
     else:
         raise SpeedsMissing(
-            "nothing says how fast the stages are: give --speeds FILE, measure a running deployment with --measure URL, "
-            "or give --encode-seconds-per-token, --prefill-seconds-per-token and --step-seconds"
+            "nothing says how fast the stages are: give --speeds FILE, or measure a deployment with --measure URL, or "
+            "give --encode-seconds-per-token, --prefill-seconds-per-token and --step-seconds"
         )
     if given and (options["speeds"] is not None or measured):
         changed["source"] = f"{found.source}; {', '.join(given)} as given"

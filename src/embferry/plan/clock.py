@@ -1,7 +1,7 @@
 """Virtual time, and cores that all work shares evenly.
 
 Work is played by the virtual time of processor sharing (Parekh and Gallager, 1993): every piece of work advances at the
-same rate, so the piece with the least work left ends first, whatever the rate does meanwhile.
+same rate, so the piece with the least work left ends first, however the rate changes meanwhile.
 """
 
 from __future__ import annotations

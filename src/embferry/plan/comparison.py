@@ -22,7 +22,7 @@ TOLERANCE = 0.2
 
 
 class Point(msgspec.Struct, frozen=True):
-    """One workload at one deployment: the median time to first token and the requests a second, by plan and by clock."""
+    """One workload at one deployment: median time to first token and requests a second, by plan and by clock."""
 
     title: str
     deployment: Deployment

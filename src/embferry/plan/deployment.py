@@ -29,8 +29,7 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 def arrangements(devices: int, *, shared: bool = False) -> list[Deployment]:
-    """Returns every way to use the devices: undivided first, then from the most language instances to the most
-    encoders.
+    """Returns every way to use the devices: undivided first, then the splits by their number of encoders.
 
     Args:
         devices: How many instances there are room for.

@@ -48,9 +48,7 @@ class Target:
         MeasuringFailed: nothing answers there.
     """
 
-    def __init__(
-        self, url: str, model: Model, name: str, extra: dict[str, Any], api_key: str, told: Told
-    ) -> None:
+    def __init__(self, url: str, model: Model, name: str, extra: dict[str, Any], api_key: str, told: Told) -> None:
         self._endpoint = Endpoint(url.rstrip("/"), name, 1, TIMEOUT_S, 0, extra, api_key)
         self._model, self._told = model, told
         if not name:

@@ -72,7 +72,9 @@ def model(name: str, config: Mapping[str, Any], processor: Mapping[str, Any]) ->
     dtype = str(config.get("dtype") or config.get("torch_dtype") or texts.get("dtype") or "bfloat16")
     levels = vision.get("deepstack_visual_indexes")
     widths = 1 + (len(levels) if isinstance(levels, list) else 0)
-    return Model(name, hidden * widths * VALUE_BYTES.get(dtype.removeprefix("torch."), 2), _rule(vision, config, processor))
+    return Model(
+        name, hidden * widths * VALUE_BYTES.get(dtype.removeprefix("torch."), 2), _rule(vision, config, processor)
+    )
 
 
 def _rule(vision: Mapping[str, Any], config: Mapping[str, Any], processor: Mapping[str, Any]) -> GridRule | None:

@@ -14,12 +14,13 @@ RATES = 12
 """Rates at which each line has a point."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 380, 64, 24, 56, 48
 STYLE = """
-.back { fill: #ffffff } .ink { fill: #0f172a } .soft { fill: #57606a } .grid { stroke: #d8dee4 } .asked { stroke: #57606a }
+.back { fill: #ffffff } .ink { fill: #0f172a } .soft { fill: #57606a } .grid { stroke: #d8dee4 }
+.asked { stroke: #57606a; stroke-dasharray: 6 4 }
 .undivided { stroke: #64748b; fill: #64748b } .split { stroke: #2563eb; fill: #2563eb } path { fill: none }
 .line { fill: none; stroke-width: 2 } .tail { fill: none; stroke-width: 1.5; stroke-dasharray: 3 3 }
-.asked { stroke-dasharray: 6 4 }
 @media (prefers-color-scheme: dark) {
-.back { fill: #0d1117 } .ink { fill: #e6edf3 } .soft { fill: #9da7b3 } .grid { stroke: #30363d } .asked { stroke: #9da7b3 }
+.back { fill: #0d1117 } .ink { fill: #e6edf3 } .soft { fill: #9da7b3 } .grid { stroke: #30363d }
+.asked { stroke: #9da7b3 }
 .undivided { stroke: #94a3b8; fill: #94a3b8 } .split { stroke: #60a5fa; fill: #60a5fa } }
 """
 
@@ -59,7 +60,8 @@ def svg(lines: Sequence[Line], rate: float | None = None) -> str:
     def y(seconds: float) -> float:
         return HEIGHT - BOTTOM - seconds / up * (HEIGHT - TOP - BOTTOM)
 
-    drawn = [f'<text class="ink" x="16" y="22" font-weight="600">{escape("Time to first token, ms, by requests/s")}</text>']
+    title = "Time to first token, ms, by requests/s"
+    drawn = [f'<text class="ink" x="16" y="22" font-weight="600">{title}</text>']
     for value in ticks(up):
         drawn.append(f'<path class="grid" d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}"/>')
         drawn.append(_text("soft", LEFT - 8, y(value) + 4, f"{value * 1e3:,.0f}", "end"))
@@ -77,10 +79,8 @@ def svg(lines: Sequence[Line], rate: float | None = None) -> str:
         drawn.append(_text("ink", left + 32, HEIGHT - 10, one.name, "start"))
     drawn.append(_text("soft", WIDTH - RIGHT, 22, "solid: median; dotted: 95th percentile", "end"))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif"'
-    return "\n".join(
-        [f'{head} font-size="12">', f"<style>{STYLE}</style>", f'<rect class="back" width="{WIDTH}" height="{HEIGHT}"/>',
-         *drawn, "</svg>", ""]
-    )  # fmt: skip
+    back = f'<rect class="back" width="{WIDTH}" height="{HEIGHT}"/>'
+    return "\n".join([f'{head} font-size="12">', f"<style>{STYLE}</style>", back, *drawn, "</svg>", ""])
 
 
 def ticks(most: float) -> list[float]:

@@ -76,7 +76,7 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.slack < 0:
             raise SpeedsInvalid(f"slack is {self.slack}; it has to be at least 0")
         if not self.encode.at(1) or not self.prefill.at(1) + self.step.at(1):
-            raise SpeedsInvalid("encode, and prefill or step, have to take some time; a stage without time has no speed")
+            raise SpeedsInvalid("encode, and prefill or step, have to take some time")
 
 
 def decoded(data: bytes, where: str) -> Speeds:

@@ -32,8 +32,8 @@ def lines(model: Model, advice: Advice, speeds: Speeds, picture: str) -> list[st
         *table([HEAD, *(_cells(row, row is advice.best) for row in advice.rows)]),
         "",
         f"take: {advice.best.deployment.name}",
-        f"pool of a language instance, if split: {pool.tokens:,} tokens = {pool.blocks:,} blocks of {pool.block_size} = "
-        f"{bytes_text(size)}: {advice.pool_why}",
+        f"pool of a language instance, if split: {pool.tokens:,} tokens = {pool.blocks:,} blocks of "
+        f"{pool.block_size} = {bytes_text(size)}: {advice.pool_why}",
         advice.sentence,
     ]
 

@@ -33,7 +33,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """What users ask.
+    """The requests of users.
 
     Attributes:
         pictures: Visual tokens of each picture of a request.
