@@ -53,9 +53,7 @@ def test_shared_cores_limit_all_stages_together() -> None:
     assert capacity(asked(0.0), Deployment(8, 8), shared) == pytest.approx(1 / 0.26)
 
 
-def adding_an_instance_never_costs_capacity(
-    speeds: Speeds, encoders: int, languages: int, law: Law = capacity
-) -> None:
+def adding_an_instance_never_costs_capacity(speeds: Speeds, encoders: int, languages: int, law: Law = capacity) -> None:
     one = asked(0.0, output_tokens=20)
     now = law(one, Deployment(encoders, languages), speeds)
     assert law(one, Deployment(encoders + 1, languages), speeds) >= now

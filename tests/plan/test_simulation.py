@@ -30,7 +30,7 @@ def test_one_request_takes_the_sum_of_its_stages() -> None:
     speeds = msgspec.structs.replace(SPEEDS, request=0.005, prepare=Curve(base=0.02))
     outcome = play(asked(0.0, output_tokens=3), WHOLE, speeds)
     # front end 0.005 + 0.02, then one step: 0.01 + encode 0.1 + prefill 0.02; two more steps
-    assert [(0.155, 0.175)] == times(outcome)
+    assert times(outcome) == [(0.155, 0.175)]
 
 
 def test_split_adds_the_router_and_the_handover_and_saves_what_overlaps() -> None:
@@ -39,7 +39,7 @@ def test_split_adds_the_router_and_the_handover_and_saves_what_overlaps() -> Non
     )
     outcome = play(asked(0.0, output_tokens=3), SPLIT, speeds)
     # router 0.003, picture 0.02 + 0.1 while the other front end takes 0.005, handover 0.01, step 0.01 + prefill 0.02
-    assert [(0.163, 0.183)] == times(outcome)
+    assert times(outcome) == [(0.163, 0.183)]
 
 
 def test_an_encoder_works_while_the_language_model_answers() -> None:
@@ -73,7 +73,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_beside_the_answers() -> None:
 def test_no_more_requests_run_than_the_batch_has_room_for() -> None:
     speeds = msgspec.structs.replace(SPEEDS, batch_requests=1, encode=Curve(each=1e-9))
     outcome = play(asked(0.0, 0.0, output_tokens=2), WHOLE, speeds)
-    assert times(outcome)[1] == (pytest.approx(0.07), pytest.approx(0.08))
+    assert times(outcome)[1] == (pytest.approx(0.07, abs=1e-6), pytest.approx(0.08, abs=1e-6))
 
 
 def test_a_pool_smaller_than_the_embedding_means_resumes() -> None:
@@ -103,7 +103,7 @@ def test_instances_take_turns() -> None:
 def test_pictures_of_a_busy_home_go_to_the_idlest_encoder() -> None:
     speeds = msgspec.structs.replace(SPEEDS, slack=0, prefill=Curve(each=1e-9))
     outcome = play(asked(*[0.0] * 8), Deployment(4, 1), speeds)
-    assert outcome.duration == pytest.approx(0.21, abs=1e-3), "two each"
+    assert outcome.duration == pytest.approx(0.22, abs=1e-3), "two each, and two steps"
 
 
 def test_cores_that_all_share_make_splitting_pointless() -> None:

@@ -147,30 +147,31 @@ def verdict(undivided: Row, split: Row, *, is_shared: bool) -> tuple[bool, str]:
             f"neither carries {split.rate:.3g} requests/s; split, the devices carry {split.capacity:.3g}, undivided "
             f"{undivided.capacity:.3g}. Give more devices: --devices N."
         )
-    ratios = {
-        name: split.outcome.ttft(share) / max(undivided.outcome.ttft(share), 1e-9)
-        for name, share in (("median", 0.5), ("95th percentile", 0.95))
+    before, after = undivided.outcome, split.outcome
+    pairs = {
+        "the time to first token is {} in the median": (before.ttft(0.5), after.ttft(0.5)),
+        "{} at the 95th percentile": (before.ttft(0.95), after.ttft(0.95)),
+        "a token of an answer takes {} at the 95th percentile": (before.tpot(0.95), after.tpot(0.95)),
     }
-    is_worth = min(ratios.values()) < 1 - MARGIN and max(ratios.values()) < 1 + MARGIN
-    median, tail = ratios["median"], ratios["95th percentile"]
-    times = (
-        f"split, the time to first token is {_times(undivided, split, 0.5)} in the median and "
-        f"{_times(undivided, split, 0.95)} at the 95th percentile"
-    )
-    if is_worth:
+    known = {words: pair for words, pair in pairs.items() if pair[0] > 0}
+    ratios = [then / now for now, then in known.values()]
+    gains, loses = min(ratios) < 1 - MARGIN, max(ratios) >= 1 + MARGIN
+    told = [words.format(_times(*pair)) for words, pair in known.items()]
+    times = f"split, {told[0]} and {told[1]}" + (f", and {told[2]}" if len(told) > 2 else "")
+    if gains and not loses:
         return True, f"{times}."
-    if min(median, tail) >= 1 + MARGIN and is_shared:
+    if gains:
+        return False, f"{times}: it gains at one and loses at another."
+    if not loses:
+        return False, f"{times}: too little for the more that there is to run."
+    if is_shared:
         return False, f"{times}: both work on the same cores, and splitting adds work."
-    if max(median, tail) < 1 + MARGIN:
-        return False, f"{times}, too little for the more that there is to run."
-    if min(median, tail) < 1 - MARGIN:
-        return False, f"{times}: it gains at one and loses at the other."
-    return False, f"{times}: a picture takes the way over a second instance, and undivided no request waits long."
+    return False, f"{times}: splitting adds a way, and takes instances from one of the stages."
 
 
-def _times(undivided: Row, split: Row, share: float) -> str:
-    before, after = undivided.outcome.ttft(share), split.outcome.ttft(share)
-    return f"{after * 1e3:.0f} ms instead of {before * 1e3:.0f} ms"
+def _times(before: float, after: float) -> str:
+    digits = 1 if max(before, after) < 0.0995 else 0
+    return f"{after * 1e3:.{digits}f} ms instead of {before * 1e3:.{digits}f} ms"
 
 
 def _pool(asked: Sequence[Asked], split: Row, block_size: int, given: Pool | None) -> tuple[Pool, str]:

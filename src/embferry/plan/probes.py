@@ -106,12 +106,10 @@ def speeds(undivided: Times | None, split: Times | None, *, cores: float | None,
     prefill = Curve(in_engine - min(step.base, in_engine), text.each, text.square)
     front = [(one.visual, one.ttft - one.engine - request) for one in base.pictures if one.engine is not None]
     prepare = fitted([(n, max(0.0, seconds)) for n, seconds in front])
-    encode = fitted(
-        [
-            (one.visual, max(1e-6, one.ttft - text.at(one.tokens) - prepare.at(one.visual) - (one.transfer or 0.0)))
-            for one in base.pictures
-        ]
-    )
+    # Split, the prompt is prepared while the picture is, so its time is hidden.
+    hidden = 0.0 if undivided is not None else request
+    alone = [(one, text.at(one.tokens) + prepare.at(one.visual) + (one.transfer or 0.0)) for one in base.pictures]
+    encode = fitted([(one.visual, max(1e-6, one.ttft - rest + hidden)) for one, rest in alone])
     found = Speeds(
         encode=encode, prefill=prefill, step=step, prepare=prepare, request=request, cores=cores, source=source
     )
