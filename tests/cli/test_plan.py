@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from tests.serve.test_cli import called
 GIVEN = (
     "--encode-seconds-per-token", "1e-4", "--prefill-seconds-per-token", "5e-5", "--step-seconds", "0.02",
 )  # fmt: skip
+PAGE = Path(__file__).parents[2] / "docs" / "planning.md"
+EXAMPLES = re.findall(r"^```console\n\$ ((?:.*\\\n)*.*)\n((?s:.*?))^```$", PAGE.read_text(), re.MULTILINE)
 
 
 @pytest.fixture
@@ -34,6 +38,12 @@ def test_a_plan_from_given_speeds() -> None:
     lines = out.splitlines()
     assert lines[0].startswith("shapes: 2 pictures a request (128x128 = 64 visual tokens), 768 B a visual token; 3")
     assert lines[-1].startswith(("Worth it: ", "Not worth it: "))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_the_page_print_what_it_shows(number: int) -> None:
+    command, shown = EXAMPLES[number]
+    assert called(*shlex.split(command)[1:]) == (0, shown, "")
 
 
 def test_sizes_are_taken_in_turn() -> None:

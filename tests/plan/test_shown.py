@@ -24,12 +24,12 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_the_report_names_what_to_take_and_why() -> None:
-    lines = text.lines(MODEL, ADVICE, SPEEDS, "1 picture a request")
-    assert lines[0] == "m: 1 picture a request, 4 KiB a visual token; 4 requests/s"
-    assert sum(line.startswith("> ") for line in lines) == 1
-    assert f"take: {ADVICE.best.deployment.name}" in lines
-    assert lines[-1] == ADVICE.sentence
-    assert "undivided, 3 instances" in "\n".join(lines)
+    head, table, tail = text.report(MODEL, ADVICE, SPEEDS, "1 picture a request")
+    assert head[0] == "m: 1 picture a request, 4 KiB a visual token; 4 requests/s"
+    assert sum(line.startswith("> ") for line in table) == 1
+    assert tail[0] == f"take: {ADVICE.best.deployment.name}"
+    assert tail[-1] == ADVICE.sentence
+    assert "undivided, 3 instances" in "\n".join(table)
 
 
 def test_the_object_is_json_and_says_the_same() -> None:

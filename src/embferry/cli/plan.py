@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from embferry.cli.bench_results import need
 from embferry.cli.options import BAD_USAGE, fail, not_on_command_line
+from embferry.cli.wrapping import folded, width_of
 from embferry.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -148,8 +150,13 @@ def command(
     if json_:
         typer.echo(json.dumps(text.as_object(known, advice, found), indent=1))
     else:
-        for line in text.lines(known, advice, found, told):
-            typer.echo(line)
+        report, width = text.report(known, advice, found, told), width_of(sys.stdout)
+        parts = (
+            [folded(line, width) for line in report.head],
+            report.table,
+            [folded(line, width) for line in report.tail],
+        )
+        typer.echo("\n\n".join("\n".join(lines) for lines in parts))
 
 
 def _pictures(known: Model, images: int, sizes: Sequence[str], tokens: int | None) -> tuple[tuple[int, ...], str]:

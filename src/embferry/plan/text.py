@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .advice import Advice, Row
 from .model import Model
@@ -15,8 +15,16 @@ HEAD = (
 )  # fmt: skip
 
 
-def lines(model: Model, advice: Advice, speeds: Speeds, picture: str) -> list[str]:
-    """Returns the lines of the report.
+class Report(NamedTuple):
+    """Sentences, lines of a table, which may not be folded, and sentences again."""
+
+    head: list[str]
+    table: list[str]
+    tail: list[str]
+
+
+def report(model: Model, advice: Advice, speeds: Speeds, picture: str) -> Report:
+    """Returns the report.
 
     Args:
         model: The model.
@@ -26,17 +34,17 @@ def lines(model: Model, advice: Advice, speeds: Speeds, picture: str) -> list[st
     """
     pool = advice.pool
     size = pool.tokens * model.token_bytes
-    return [
+    head = [
         f"{model.name}: {picture}, {bytes_text(model.token_bytes)} a visual token; {advice.split.rate:g} requests/s",
         f"speeds: {speeds.source}{_cores(speeds)}",
-        "",
-        *table([HEAD, *(_cells(row, row is advice.best) for row in advice.rows)]),
-        "",
+    ]
+    tail = [
         f"take: {advice.best.deployment.name}",
         f"pool of a language instance, if split: {pool.tokens:,} tokens = {pool.blocks:,} blocks of "
         f"{pool.block_size} = {bytes_text(size)}: {advice.pool_why}",
         advice.sentence,
     ]
+    return Report(head, table([HEAD, *(_cells(row, row is advice.best) for row in advice.rows)]), tail)
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
