@@ -40,7 +40,7 @@ def report(model: Model, advice: Advice, speeds: Speeds, picture: str) -> Report
     ]
     tail = [
         f"take: {advice.best.deployment.name}",
-        f"pool of a language instance, if split: {pool.tokens:,} tokens = {pool.blocks:,} blocks of "
+        f"pool of a language instance, if split: {pool.tokens:,} tokens = {pool.blocks:,} block{'' if pool.blocks == 1 else 's'} of "
         f"{pool.block_size} = {bytes_text(size)}: {advice.pool_why}",
         advice.sentence,
     ]
