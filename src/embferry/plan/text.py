@@ -34,14 +34,15 @@ def report(model: Model, advice: Advice, speeds: Speeds, picture: str) -> Report
     """
     pool = advice.pool
     size = pool.tokens * model.token_bytes
+    blocks = f"{pool.blocks:,} block{'' if pool.blocks == 1 else 's'}"
     head = [
         f"{model.name}: {picture}, {bytes_text(model.token_bytes)} a visual token; {advice.split.rate:g} requests/s",
         f"speeds: {speeds.source}{_cores(speeds)}",
     ]
     tail = [
         f"take: {advice.best.deployment.name}",
-        f"pool of a language instance, if split: {pool.tokens:,} tokens = {pool.blocks:,} block{'' if pool.blocks == 1 else 's'} of "
-        f"{pool.block_size} = {bytes_text(size)}: {advice.pool_why}",
+        f"pool of a language instance, if split: {pool.tokens:,} tokens = {blocks} of {pool.block_size} = "
+        f"{bytes_text(size)}: {advice.pool_why}",
         advice.sentence,
     ]
     return Report(head, table([HEAD, *(_cells(row, row is advice.best) for row in advice.rows)]), tail)
