@@ -83,5 +83,5 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         """
         self.check()
         plan = Plan(requests=self.requests, rate=self.rate, burstiness_cv=self.burstiness_cv, seed=self.seed)
-        times = arrivals(plan, np.random.default_rng(self.seed))
+        times = arrivals(plan, np.random.default_rng(self.seed).spawn(4)[0])  # the same draw as in the benchmark
         return [Asked(at, self.pictures, self.text_tokens, self.output_tokens) for at in times]
