@@ -151,13 +151,12 @@ def verdict(undivided: Row, split: Row, *, is_shared: bool) -> tuple[bool, str]:
     pairs = {
         "the time to first token is {} in the median": (before.ttft(0.5), after.ttft(0.5)),
         "{} at the 95th percentile": (before.ttft(0.95), after.ttft(0.95)),
-        "a token of an answer takes {} at the 95th percentile": (before.tpot(0.95), after.tpot(0.95)),
+        "the whole answer takes {} at the 95th percentile": (before.latency(0.95), after.latency(0.95)),
     }
-    known = {words: pair for words, pair in pairs.items() if pair[0] > 0}
-    ratios = [then / now for now, then in known.values()]
+    ratios = [then / max(now, 1e-9) for now, then in pairs.values()]
     gains, loses = min(ratios) < 1 - MARGIN, max(ratios) >= 1 + MARGIN
-    told = [words.format(_times(*pair)) for words, pair in known.items()]
-    times = f"split, {told[0]} and {told[1]}" + (f", and {told[2]}" if len(told) > 2 else "")
+    median, tail, whole = (words.format(_times(*pair)) for words, pair in pairs.items())
+    times = f"split, {median} and {tail}, and {whole}"
     if gains and not loses:
         return True, f"{times}."
     if gains:

@@ -9,12 +9,11 @@ import numpy as np
 
 
 class Ended(NamedTuple):
-    """Times of one request, in seconds: of its start, its first token and its last; and how many tokens those are."""
+    """Times of one request, in seconds: of its start, its first token and its last."""
 
     began: float
     first: float
     ended: float
-    tokens: int = 1
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,11 +42,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     def latency(self, share: float = 0.5) -> float:
         """Returns a quantile of the time to the last token, in seconds."""
         return float(np.quantile([one.ended - one.began for one in self.requests], share))
-
-    def tpot(self, share: float = 0.5) -> float:
-        """Returns a quantile of the seconds of a token after the first; 0 if no answer has another."""
-        found = [(one.ended - one.first) / (one.tokens - 1) for one in self.requests if one.tokens > 1]
-        return float(np.quantile(found, share)) if found else 0.0
 
     @property
     def throughput(self) -> float:

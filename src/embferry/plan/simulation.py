@@ -98,7 +98,7 @@ class Simulation:
 
         def ended() -> None:
             language.requests -= 1
-            self._ended.append(Ended(began, first[0], self._clock.now, one.output_tokens))
+            self._ended.append(Ended(began, first[0], self._clock.now))
             then()
 
         speeds = self._speeds

@@ -10,7 +10,7 @@ from .model import Model
 from .speeds import Speeds
 
 HEAD = (
-    "deployment", "carries /s", "used", "TTFT p50 ms", "p95 ms", "token p95 ms", "answered /s", "encoders busy",
+    "deployment", "carries /s", "used", "TTFT p50 ms", "p95 ms", "answer p95 ms", "answered /s", "encoders busy",
     "language busy",
 )  # fmt: skip
 
@@ -99,7 +99,7 @@ def _cells(row: Row, is_best: bool) -> tuple[str, ...]:
         f"{row.rate / row.capacity:.0%}",
         f"{outcome.ttft(0.5) * 1e3:,.0f}",
         f"{outcome.ttft(0.95) * 1e3:,.0f}",
-        f"{outcome.tpot(0.95) * 1e3:,.1f}",
+        f"{outcome.latency(0.95) * 1e3:,.0f}",
         f"{outcome.throughput:.2f}",
         f"{outcome.encoder_busy:.0%}" if deployment.is_split else "-",
         f"{outcome.language_busy:.0%}",
@@ -115,7 +115,7 @@ def _object(row: Row) -> dict[str, Any]:
         "carries": row.carries,
         "ttft_p50": outcome.ttft(0.5),
         "ttft_p95": outcome.ttft(0.95),
-        "tpot_p95": outcome.tpot(0.95),
+        "answer_p95": outcome.latency(0.95),
         "throughput": outcome.throughput,
         "encoder_busy": outcome.encoder_busy,
         "language_busy": outcome.language_busy,
