@@ -10,12 +10,11 @@ those that are predicted. Needs two cores and 8 GB; five minutes on a machine th
 from __future__ import annotations
 
 import argparse
-import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from embferry.bench import machine  # noqa: E402
+from embferry.bench.report import facts  # noqa: E402
+from embferry.bench.results import Results, load  # noqa: E402
 from embferry.bench.serving.client import send_all  # noqa: E402
 from embferry.bench.serving.configurations import (  # noqa: E402
     BLOCK_TOKENS,
@@ -71,14 +72,11 @@ WORKLOADS = (
 """The workloads of ``embferry bench serve``; the last is sent to the split deployment only."""
 
 
-class Measured(msgspec.Struct):
+class Measured(Results, tag="plan", kw_only=True):
     """All that was measured: the times of the probes and the runs, each by the name of its deployment."""
 
-    machine: machine.Machine
-    started: str
-    load: tuple[float, float, float]
-    probes: dict[str, Times]
-    runs: dict[str, list[Run]]
+    probes: dict[str, Times] = msgspec.field(default_factory=dict)
+    runs: dict[str, list[Run]] = msgspec.field(default_factory=dict)
 
 
 @contextmanager
@@ -159,19 +157,13 @@ def verdicts(found: list[Point]) -> list[tuple[str, str, str]]:
 
 def document(taken: Measured, found: list[Point]) -> str:
     """Returns the tables in Markdown."""
-    one = taken.machine
-    versions = ", ".join(f"{name} {version}" for name, version in one.versions.items() if version)
-    load = ", ".join(f"{value:.1f}" for value in taken.load)
     rounds = len({run.round for runs in taken.runs.values() for run in runs})
     held = sum(point.holds for point in found)
     return "\n".join([
         BEGIN, "", *_markdown(comparison.table(found)), "",
         f"{held} of {len(found)} points are within {comparison.TOLERANCE:.0%}.", "",
         *_markdown(verdicts(found)), "",
-        f"- command: `python scripts/validate_plan.py`, {rounds} rounds; "
-        "medians of rounds",
-        f"- date: {taken.started}", f"- machine: {one.cpu}, {one.cores} cores, {one.kernel}",
-        f"- load average over 1, 5 and 15 minutes, at the start: {load}", f"- versions: {versions}", "", END,
+        f"- rounds: {rounds}; medians of rounds", *(f"- {name}: {fact}" for name, fact in facts(taken)), "", END,
     ])  # fmt: skip
 
 
@@ -200,40 +192,28 @@ def _tell(what: str) -> None:
 
 
 def take(
-    python: str,
-    folder: Path,
-    alone: Callable[[], AbstractContextManager[object]] = nullcontext,
-    keep: Callable[[Measured], object] = lambda taken: None,
-) -> Measured:
+    taken: Measured, python: str, folder: Path, alone: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> None:
     """Starts everything and measures it.
 
     Args:
+        taken: Gets what was measured.
         python: The Python that has vLLM.
         folder: For the files of the servers.
         alone: Each stretch of measuring, of at most four minutes, is inside of it.
-        keep: Called after each stretch with what was measured so far.
     """
     with stacks(python, folder) as running:
-        taken = Measured(
-            machine.describe(machine.SERVING_PACKAGES, python),
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            os.getloadavg(),
-            {},
-            {name: [] for name in running},
-        )
+        taken.runs = {name: [] for name in running}
         with alone():
             taken.probes = probed(running, folder)
-        keep(taken)
         for turn in range(1, ROUNDS + 1):
             with alone():
                 for name, runs in measured(running, turn).items():
                     taken.runs[name] += runs
-            keep(taken)
-    return taken
 
 
 def main() -> int:
-    """Measures, or reads what was measured, and writes the tables. Returns 1 if fewer than five points hold."""
+    """Measures, or reads what was measured, and writes the tables. Returns the exit status."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--python", default=sys.executable, help="the Python that has vLLM")
     arguments.add_argument("--into", type=Path, default=ROOT / "docs" / "planning.md")
@@ -241,12 +221,14 @@ def main() -> int:
     arguments.add_argument("--speeds", type=Path, default=Path("bench-results/speeds.json"), help="written")
     given = arguments.parse_args()
     if given.results.is_file():
-        taken = msgspec.json.decode(given.results.read_bytes(), type=Measured)
+        taken = load(given.results, Measured)
     else:
-        with tempfile.TemporaryDirectory(prefix="embferry-plan-") as folder:
-            taken = take(given.python, Path(folder))
-        given.results.parent.mkdir(parents=True, exist_ok=True)
-        given.results.write_bytes(msgspec.json.format(msgspec.json.encode(taken), indent=1))
+        taken = Measured.begin(machine.describe(machine.SERVING_PACKAGES, given.python))
+        taken.command = shlex.join(["python", "scripts/validate_plan.py", *sys.argv[1:]])
+        with tempfile.TemporaryDirectory(prefix="embferry-plan-") as folder, taken.recording(given.results):
+            take(taken, given.python, Path(folder))
+        if not taken.complete:
+            return 130
     speeds = fit(taken)
     given.speeds.parent.mkdir(parents=True, exist_ok=True)
     given.speeds.write_bytes(encoded(speeds))
