@@ -1,20 +1,21 @@
 """Compares ``embferry plan`` with ``embferry bench serve`` at several workloads, and writes docs/planning.md's table.
 
-    .venv/bin/python scripts/validate_plan.py --python .venv-vllm/bin/python [--into docs/planning.md] [--work DIR]
+    .venv/bin/python scripts/validate_plan.py --python .venv-vllm/bin/python [--into docs/planning.md] [--results FILE]
 
 Starts vLLM undivided and divided over shm (two encoders, a language instance, a router), measures the speeds as
 ``embferry plan --measure`` does, then each workload by turns, and compares. The speeds come from other requests than
-those that are predicted. Needs two cores and 8 GB; five minutes on a machine that does nothing else.
+those that are predicted. Needs 8 GB of memory, and ten minutes of a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from embferry.bench.serving.results import Run  # noqa: E402
 from embferry.bench.serving.stack import Stack  # noqa: E402
 from embferry.bench.serving.vllm import CONFIGURATIONS, UNDIVIDED, VllmStack  # noqa: E402
 from embferry.bench.serving.workload import LARGEST, Plan, requests  # noqa: E402
+from embferry.cli.main import app  # noqa: E402
 from embferry.plan import comparison, probes  # noqa: E402
 from embferry.plan.comparison import Point  # noqa: E402
 from embferry.plan.deployment import Deployment  # noqa: E402
@@ -49,7 +51,9 @@ from embferry.plan.speeds import Speeds, encoded  # noqa: E402
 
 SPLIT = next(one for one in CONFIGURATIONS if one.name == "ours-shm")
 BEGIN, END = "<!-- results: written by scripts/validate_plan.py; do not edit -->", "<!-- end of results -->"
-ROUNDS = 2
+ROUNDS = 3
+PLANNED = ("--image-tokens", "400", "--rate", "5", "--output-tokens", "32", "--prompt-tokens", "34")
+"""The workload that is drawn."""
 DIVIDED, SMALL, WHOLE = Deployment(2, 1), Deployment(1, 1), Deployment(0, 1)
 
 
@@ -155,7 +159,16 @@ def verdicts(found: list[Point]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def document(taken: Measured, found: list[Point]) -> str:
+def planned(speeds: Path, plot: Path) -> list[str]:
+    """Returns a command that plans with the speeds and draws the plot, and what it prints."""
+    words = ["plan", "--speeds", str(speeds), *PLANNED, "--plot", str(plot)]
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        app(words, standalone_mode=False)
+    return ["```text", f"$ {shlex.join(['embferry', *words])}", *printed.getvalue().splitlines(), "```"]
+
+
+def document(taken: Measured, found: list[Point], example: list[str], plot: str) -> str:
     """Returns the tables in Markdown."""
     rounds = len({run.round for runs in taken.runs.values() for run in runs})
     held = sum(point.holds for point in found)
@@ -163,7 +176,9 @@ def document(taken: Measured, found: list[Point]) -> str:
         BEGIN, "", *_markdown(comparison.table(found)), "",
         f"{held} of {len(found)} points are within {comparison.TOLERANCE:.0%}.", "",
         *_markdown(verdicts(found)), "",
-        f"- rounds: {rounds}; medians of rounds", *(f"- {name}: {fact}" for name, fact in facts(taken)), "", END,
+        f"- rounds: {rounds}; medians of rounds", *(f"- {name}: {fact}" for name, fact in facts(taken)), "",
+        "With these speeds, for pictures of 400 tokens:", "", *example, "",
+        f"![Time to first token by rate, undivided and split, on two cores that all share]({plot})", "", END,
     ])  # fmt: skip
 
 
@@ -216,7 +231,7 @@ def main() -> int:
     """Measures, or reads what was measured, and writes the tables. Returns the exit status."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--python", default=sys.executable, help="the Python that has vLLM")
-    arguments.add_argument("--into", type=Path, default=ROOT / "docs" / "planning.md")
+    arguments.add_argument("--into", type=Path, default=Path("docs/planning.md"))
     arguments.add_argument("--results", type=Path, default=Path("bench-results/plan.json"), help="read if it is there")
     arguments.add_argument("--speeds", type=Path, default=Path("bench-results/speeds.json"), help="written")
     given = arguments.parse_args()
@@ -237,7 +252,8 @@ def main() -> int:
         print("  ".join(row))
     for verdict in verdicts(found):
         print("  ".join(verdict))
-    write(given.into, document(taken, found))
+    plot = given.into.with_suffix(".svg")
+    write(given.into, document(taken, found, planned(given.speeds, plot), plot.name))
     return 0 if sum(point.holds for point in found) >= 5 else 1
 
 

@@ -120,7 +120,7 @@ def test_a_file_that_is_no_speeds_is_named(tmp_path: Path) -> None:
 def results(tmp_path: Path, *factors: float) -> str:
     """Writes results whose runs took so many times as long as predicted."""
     found = ServingResults.begin(machine.describe({}))
-    found.runs = [run(factor) for factor in factors]
+    found.runs = [run(factor, scenario=f"workload {number}") for number, factor in enumerate(factors)]
     save(found, tmp_path / "serve.json")
     return str(tmp_path / "serve.json")
 
@@ -138,6 +138,15 @@ def test_a_check_of_runs_that_cannot_be_predicted(tmp_path: Path, speeds: str) -
     path = results(tmp_path)
     status, _, err = called("plan", "--speeds", speeds, "--check", path)
     assert (status, "has no run with samples" in err) == (2, True)
+
+
+def test_runs_of_a_check_that_cannot_be_predicted_are_left_out(tmp_path: Path, speeds: str) -> None:
+    found = ServingResults.begin(machine.describe({}))
+    found.runs = [run(), run(plan=None, title="pictures in turn", scenario="again")]
+    save(found, tmp_path / "serve.json")
+    status, out, err = called("plan", "--speeds", speeds, "--check", str(tmp_path / "serve.json"))
+    assert (status, len(out.splitlines())) == (0, 2)
+    assert err.startswith("left out: pictures in turn has no workload")
 
 
 @pytest.mark.integration

@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from embferry.bench.serving.results import Run, Sample
+from embferry.bench import machine
+from embferry.bench.serving.engines import VLLM
+from embferry.bench.serving.results import Run, Sample, ServingResults
 from embferry.bench.serving.workload import Plan, requests
-from embferry.plan.comparison import Point, asked_in, compared, table
+from embferry.plan.comparison import UNDIVIDED, Point, asked_in, by_workload, compared, deployment_of, table
 from embferry.plan.deployment import Deployment
 from embferry.plan.errors import ResultsInvalid
 from embferry.plan.simulation import play
@@ -65,6 +67,25 @@ def test_rounds_count_by_their_median() -> None:
 def test_the_table_has_both_figures_and_the_error() -> None:
     point = Point("w", WHOLE, 0.11, 0.1, 1.9, 2.0)
     assert table([point])[1] == ("w", "undivided, 1 instance", "110", "100", "+10%", "1.90", "2.00", "-5%", "")
+
+
+def test_the_undivided_engine_has_this_name() -> None:
+    assert VLLM.undivided.name == UNDIVIDED
+
+
+def test_rounds_of_a_workload_belong_together() -> None:
+    other = run(scenario="another")
+    none = run(samples=[])
+    assert [len(found) for found in by_workload([run(), other, none, run()])] == [2, 1]
+
+
+def test_a_comparison_says_which_instances_it_has_started() -> None:
+    results = ServingResults.begin(machine.describe({}))
+    given = Deployment(3, 2)
+    assert deployment_of(run(), results, given) == given
+    results.compared = True
+    assert deployment_of(run(), results, given) == WHOLE
+    assert deployment_of(run(name="ours-shm"), results, given) == Deployment(2, 1)
 
 
 @pytest.mark.parametrize(

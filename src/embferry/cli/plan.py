@@ -294,12 +294,17 @@ def _check(
         results = load(path, ServingResults)
     except (OSError, ValueError) as error:
         raise ResultsInvalid(str(error)) from error
-    runs = [run for run in results.runs if run.samples]
-    if not runs:
-        raise ResultsInvalid(f"{path} has no run with samples")
-    points = [
-        comparison.compared([run], Deployment(encoders, languages), found, known.token_bytes, pool) for run in runs
-    ]
+    points, refused = [], list[ResultsInvalid]()
+    for runs in comparison.by_workload(results.runs):
+        measured = comparison.deployment_of(runs[0], results, Deployment(encoders, languages))
+        try:
+            points.append(comparison.compared(runs, measured, found, known.token_bytes, pool))
+        except ResultsInvalid as error:
+            refused.append(error)
+    if not points:
+        raise refused[-1] if refused else ResultsInvalid(f"{path} has no run with samples")
+    for error in refused:
+        typer.echo(f"left out: {error.detail}", err=True)
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(points), indent=1))
     else:

@@ -8,7 +8,8 @@ from statistics import median
 
 import msgspec
 
-from embferry.bench.serving.results import Run
+from embferry.bench.serving.configurations import ENCODERS
+from embferry.bench.serving.results import Run, ServingResults
 from embferry.bench.serving.workload import requests
 
 from .deployment import Deployment
@@ -19,6 +20,8 @@ from .speeds import Speeds
 from .workload import Asked
 
 TOLERANCE = 0.2
+UNDIVIDED = "undivided"
+"""Name of the undivided engine in a comparison."""
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -72,6 +75,22 @@ def compared(
         predicted_rate=median(outcome.throughput for outcome in plays),
         measured_rate=median(run.rate(len(run.right)) for run in runs),
     )
+
+
+def by_workload(runs: Sequence[Run]) -> list[list[Run]]:
+    """Returns the runs with samples: the rounds of one workload at one deployment together."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.samples:
+            found.setdefault((run.name, run.scenario), []).append(run)
+    return list(found.values())
+
+
+def deployment_of(run: Run, results: ServingResults, given: Deployment) -> Deployment:
+    """Returns the instances of a run: those that ``embferry bench serve --compare`` starts, or else those given."""
+    if not results.compared:
+        return given
+    return Deployment(0 if run.name == UNDIVIDED else len(ENCODERS), 1)
 
 
 def asked_in(run: Run) -> list[Asked]:
