@@ -79,7 +79,7 @@ WORKLOADS = (
 class Measured(Results, tag="plan", kw_only=True):
     """All that was measured: the times of the probes and the runs, each by the name of its deployment."""
 
-    probes: dict[str, Times] = msgspec.field(default_factory=dict)
+    probes: dict[str, list[Times]] = msgspec.field(default_factory=dict)
     runs: dict[str, list[Run]] = msgspec.field(default_factory=dict)
 
 
@@ -144,7 +144,8 @@ def points(taken: Measured, speeds: Speeds) -> list[Point]:
 def fit(taken: Measured) -> Speeds:
     cores = float(taken.machine.cores)
     source = f"measured at vLLM, undivided and split, on {taken.started[:10]}"
-    return probes.speeds(taken.probes[UNDIVIDED.name], taken.probes[SPLIT.name], cores=cores, source=source)
+    undivided, split = (probes.merged(taken.probes[name]) for name in (UNDIVIDED.name, SPLIT.name))
+    return probes.speeds(undivided, split, cores=cores, source=source)
 
 
 def verdicts(found: list[Point]) -> list[tuple[str, str, str]]:
@@ -219,10 +220,11 @@ def take(
     """
     with stacks(python, folder) as running:
         taken.runs = {name: [] for name in running}
-        with alone():
-            taken.probes = probed(running, folder)
+        taken.probes = {name: [] for name in running}
         for turn in range(1, ROUNDS + 1):
             with alone():
+                for name, times in probed(running, folder).items():
+                    taken.probes[name].append(times)
                 for name, runs in measured(running, turn).items():
                     taken.runs[name] += runs
 

@@ -8,7 +8,7 @@ import pytest
 from embferry.plan.curve import Curve
 from embferry.plan.deployment import Deployment
 from embferry.plan.errors import MeasuringFailed
-from embferry.plan.probes import Burst, Picture, Step, Text, Times, sizes, speeds
+from embferry.plan.probes import Burst, Picture, Step, Text, Times, merged, sizes, speeds
 from embferry.plan.simulation import play
 from embferry.plan.speeds import Speeds
 from embferry.plan.workload import Asked
@@ -94,3 +94,13 @@ def test_too_few_times_are_no_speeds() -> None:
 def test_pictures_are_no_larger_than_the_model_takes() -> None:
     assert sizes((64, 256, 1024), 300) == [64, 256, 300]
     assert sizes((64, 256, 1024), 16) == [16]
+
+
+def test_measuring_twice_gives_the_same_speeds_with_twice_the_points() -> None:
+    once = played(Deployment(0, 1))
+    twice = merged([once, once])
+    assert len(twice.pictures) == 2 * len(once.pictures)
+    assert len(twice.bursts) == 2
+    found, again = (speeds(one, None, cores=2.0, source="") for one in (once, twice))
+    assert again.encode.at(400) == pytest.approx(found.encode.at(400))
+    assert again.load == found.load

@@ -26,7 +26,7 @@ from .workload import Asked
 
 REPEATS = 5
 """How often each request is sent; the median counts."""
-BURSTS = 3
+BURSTS = 5
 TIMEOUT_S = 120.0
 """For one request."""
 PREFILL, FIRST = "vllm:request_prefill_time_seconds_sum", "vllm:time_to_first_token_seconds_count"

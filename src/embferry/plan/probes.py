@@ -83,6 +83,17 @@ class Times(msgspec.Struct, frozen=True):
     bursts: tuple[Burst, ...] = ()
 
 
+def merged(times: Sequence[Times]) -> Times:
+    """Returns all that was measured at one deployment at several times."""
+    return Times(
+        times[0].deployment,
+        tuple(text for one in times for text in one.texts),
+        tuple(picture for one in times for picture in one.pictures),
+        tuple(step for one in times for step in one.steps),
+        tuple(burst for one in times for burst in one.bursts),
+    )
+
+
 def speeds(undivided: Times | None, split: Times | None, *, cores: float | None, source: str) -> Speeds:
     """Returns the speeds that explain the times.
 
@@ -124,9 +135,9 @@ def _with_split(found: Speeds, undivided: Times | None, split: Times) -> Speeds:
     if undivided is None:
         moved = [(one.visual, one.transfer) for one in split.pictures if one.transfer is not None]
         return msgspec.structs.replace(found, handover=fitted(moved))
-    shortest = min(split.texts, key=lambda one: one.tokens)
-    alone = found.request + found.step.base + found.prefill.at(shortest.tokens)
-    more = max(0.0, shortest.ttft - alone)
+    fewest = min(one.tokens for one in split.texts)
+    shortest = median(one.ttft for one in split.texts if one.tokens == fewest)
+    more = max(0.0, shortest - found.request - found.step.base - found.prefill.at(fewest))
     points = []
     for one in split.pictures:
         before = max(found.request, found.prepare.at(one.visual) + found.encode.at(one.visual))
