@@ -41,12 +41,15 @@ from embferry.bench.serving.vllm import CONFIGURATIONS, UNDIVIDED, VllmStack  # 
 from embferry.bench.serving.workload import LARGEST, Plan, requests  # noqa: E402
 from embferry.cli.main import app  # noqa: E402
 from embferry.plan import comparison, probes  # noqa: E402
+from embferry.plan.advice import Row, carried, verdict  # noqa: E402
 from embferry.plan.comparison import Point  # noqa: E402
 from embferry.plan.deployment import Deployment  # noqa: E402
 from embferry.plan.files import read_model  # noqa: E402
 from embferry.plan.measuring import Target  # noqa: E402
+from embferry.plan.outcome import Outcome  # noqa: E402
 from embferry.plan.pool import Pool  # noqa: E402
 from embferry.plan.probes import Times  # noqa: E402
+from embferry.plan.simulation import play  # noqa: E402
 from embferry.plan.speeds import Speeds, encoded  # noqa: E402
 
 SPLIT = next(one for one in CONFIGURATIONS if one.name == "ours-shm")
@@ -148,16 +151,31 @@ def fit(taken: Measured) -> Speeds:
     return probes.speeds(undivided, split, cores=cores, source=source)
 
 
-def verdicts(found: list[Point]) -> list[tuple[str, str, str]]:
-    """Returns for each workload that both deployments had: split over undivided, as predicted and as measured."""
-    rows = [("workload", "split / undivided, predicted", "measured")]
+def verdicts(taken: Measured, found: list[Point], speeds: Speeds) -> list[tuple[str, ...]]:
+    """Returns for each workload that both deployments had: split over undivided, by plan and clock, and the verdict."""
+    rows: list[tuple[str, ...]] = [("workload", "split / undivided, predicted", "measured", "the plan says")]
     for title in dict.fromkeys(point.title for point in found):
         both = {point.deployment.is_split: point for point in found if point.title == title}
         if len(both) == 2:
             split, whole = both[True], both[False]
             ratios = (split.predicted_ttft / whole.predicted_ttft, split.measured_ttft / whole.measured_ttft)
-            rows.append((title, *(f"{ratio:.2f}: {_words(ratio)}" for ratio in ratios)))  # type: ignore[arg-type]
+            runs = [run for run in taken.runs[UNDIVIDED.name] if run.scenario == title]
+            is_worth, _ = verdict(_row(runs, WHOLE, speeds), _row(runs, DIVIDED, speeds), is_shared=True)
+            said = "worth it" if is_worth else "not worth it"
+            rows.append((title, *(f"{ratio:.2f}: {_words(ratio)}" for ratio in ratios), said))
     return rows
+
+
+def _row(runs: Sequence[Run], deployment: Deployment, speeds: Speeds) -> Row:
+    """Returns the row of a plan for the requests of all rounds."""
+    asked = [comparison.asked_in(run) for run in runs]
+    outcomes = [play(one, deployment, speeds) for one in asked]
+    together = Outcome(
+        requests=[request for one in outcomes for request in one.requests],
+        duration=sum(one.duration for one in outcomes),
+    )
+    rate = runs[0].plan.rate if runs[0].plan is not None else None
+    return Row(deployment, carried(asked[0], deployment, speeds), together, rate or 0.0)
 
 
 def planned(speeds: Path, plot: Path) -> list[str]:
@@ -169,14 +187,14 @@ def planned(speeds: Path, plot: Path) -> list[str]:
     return ["```text", f"$ {shlex.join(['embferry', *words])}", *printed.getvalue().splitlines(), "```"]
 
 
-def document(taken: Measured, found: list[Point], example: list[str], plot: str) -> str:
+def document(taken: Measured, found: list[Point], said: list[tuple[str, ...]], example: list[str], plot: str) -> str:
     """Returns the tables in Markdown."""
     rounds = len({run.round for runs in taken.runs.values() for run in runs})
     held = sum(point.holds for point in found)
     return "\n".join([
         BEGIN, "", *_markdown(comparison.table(found)), "",
         f"{held} of {len(found)} points are within {comparison.TOLERANCE:.0%}.", "",
-        *_markdown(verdicts(found)), "",
+        *_markdown(said), "",
         f"- rounds: {rounds}; medians of rounds", *(f"- {name}: {fact}" for name, fact in facts(taken)), "",
         "With these speeds, for pictures of 400 tokens:", "", *example, "",
         f"![Time to first token by rate, undivided and split, on two cores that all share]({plot})", "", END,
@@ -252,10 +270,11 @@ def main() -> int:
     found = points(taken, speeds)
     for row in comparison.table(found):
         print("  ".join(row))
-    for verdict in verdicts(found):
-        print("  ".join(verdict))
+    said = verdicts(taken, found, speeds)
+    for row in said:
+        print("  ".join(row))
     plot = given.into.with_suffix(".svg")
-    write(given.into, document(taken, found, planned(given.speeds, plot), plot.name))
+    write(given.into, document(taken, found, said, planned(given.speeds, plot), plot.name))
     return 0 if sum(point.holds for point in found) >= 5 else 1
 
 

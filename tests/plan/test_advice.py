@@ -79,6 +79,7 @@ def test_if_neither_carries_the_rate_more_devices_are_asked_for() -> None:
     found, why = verdict(row(WHOLE, 1.0, rate=40.0), split, is_shared=False)
     assert found
     assert "--devices" in why
+    assert "more cores" in verdict(row(WHOLE, 1.0, rate=40.0), split, is_shared=True)[1]
 
 
 def test_the_advice_on_devices_of_their_own() -> None:

@@ -42,6 +42,12 @@ def test_split_adds_the_router_and_the_handover_and_saves_what_overlaps() -> Non
     assert times(outcome) == [(0.163, 0.183)]
 
 
+def test_tokens_that_go_through_the_router_take_its_steps() -> None:
+    speeds = msgspec.structs.replace(SPEEDS, split_step=Curve(base=0.02))
+    assert times(play(asked(0.0, output_tokens=3), SPLIT, speeds)) == [(0.1 + 0.02 + 0.02, 0.1 + 0.02 + 3 * 0.02)]
+    assert times(play(asked(0.0, output_tokens=3), WHOLE, speeds)) == [(0.13, 0.15)]
+
+
 def test_an_encoder_works_while_the_language_model_answers() -> None:
     many = asked(*[0.0] * 20, output_tokens=1)
     whole, split = play(many, WHOLE, SPEEDS), play(many, SPLIT, SPEEDS)

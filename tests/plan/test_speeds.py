@@ -33,6 +33,7 @@ def test_something_else_is_refused(data: bytes) -> None:
         ({"encode": Curve(base=-1.0)}, "encode.base is -1"),
         ({"step": Curve(each=math.nan)}, "step.each is nan"),
         ({"handover": Curve(square=math.inf)}, "handover.square is inf"),
+        ({"split_step": Curve(base=-1.0)}, "split_step.base is -1"),
         ({"request": -0.1}, "request is -0.1"),
         ({"resume": -1.0}, "resume is -1"),
         ({"bandwidth": 0.0}, "bandwidth is 0"),

@@ -207,6 +207,8 @@ def _speeds(options: dict[str, Any], known: Model) -> Speeds:
     if options["step_seconds"] is not None:
         given["step"] = Curve(base=options["step_seconds"])
     changed: dict[str, Any] = dict(given)
+    if "step" in given:
+        changed["split_step"] = None  # measured for the other one
     if options["bandwidth"] is not None:
         changed["bandwidth"] = options["bandwidth"]
     if options["cores"] is not None:

@@ -145,7 +145,7 @@ def verdict(undivided: Row, split: Row, *, is_shared: bool) -> tuple[bool, str]:
         is_more = split.capacity > undivided.capacity * (1 + MARGIN)
         return is_more, (
             f"neither carries {split.rate:.3g} requests/s; split, the devices carry {split.capacity:.3g}, undivided "
-            f"{undivided.capacity:.3g}. Give more devices: --devices N."
+            f"{undivided.capacity:.3g}. {'They need more cores' if is_shared else 'Give more devices: --devices N'}."
         )
     before, after = undivided.outcome, split.outcome
     pairs = {

@@ -17,20 +17,20 @@ from .workload import Asked
 
 def capacity(asked: Sequence[Asked], deployment: Deployment, speeds: Speeds) -> float:
     """Returns the most requests a second, of the mix that is asked."""
+    speeds = speeds.when_split if deployment.is_split else speeds
     prepare = mean(sum(speeds.prepare.at(tokens) for tokens in one.pictures) for one in asked)
     encode = mean(sum(speeds.encode.at(tokens) for tokens in one.pictures) for one in asked)
     language = mean(_language(one, speeds) for one in asked)
     if not deployment.is_split:
         demands = [(speeds.request + prepare) / deployment.languages, (encode + language) / deployment.languages]
-        work, load = speeds.request + prepare + encode + language, speeds.load
+        work = speeds.request + prepare + encode + language
     else:
         handover = mean(sum(speeds.handover.at(tokens) for tokens in one.pictures) for one in asked)
         demands = [prepare / deployment.encoders, encode / deployment.encoders]
         demands += [speeds.request / deployment.languages, language / deployment.languages]
         work = speeds.request + speeds.split_request + prepare + encode + handover + language
-        load = speeds.split_load
     if speeds.cores is not None:
-        demands.append(work * load / speeds.cores)
+        demands.append(work * speeds.load / speeds.cores)
     return 1 / max(demands)
 
 

@@ -137,13 +137,14 @@ def _with_split(found: Speeds, undivided: Times | None, split: Times) -> Speeds:
         return msgspec.structs.replace(found, handover=fitted(moved))
     fewest = min(one.tokens for one in split.texts)
     shortest = median(one.ttft for one in split.texts if one.tokens == fewest)
-    more = max(0.0, shortest - found.request - found.step.base - found.prefill.at(fewest))
+    step = fitted([(one.requests, one.seconds) for one in split.steps])
+    more = max(0.0, shortest - found.request - step.base - found.prefill.at(fewest))
     points = []
     for one in split.pictures:
         before = max(found.request, found.prepare.at(one.visual) + found.encode.at(one.visual))
-        rest = one.ttft - more - before - found.step.base - found.prefill.at(one.tokens)
+        rest = one.ttft - more - before - step.base - found.prefill.at(one.tokens)
         points.append((one.visual, max(0.0, rest)))
-    return msgspec.structs.replace(found, split_request=more, handover=fitted(points))
+    return msgspec.structs.replace(found, split_request=more, split_step=step, handover=fitted(points))
 
 
 def _with_loads(found: Speeds, undivided: Times | None, split: Times | None) -> Speeds:

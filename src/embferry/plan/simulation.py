@@ -48,11 +48,11 @@ class Simulation:
     """
 
     def __init__(self, deployment: Deployment, speeds: Speeds, token_bytes: int, pool: Pool | None) -> None:
-        self._deployment, self._speeds = deployment, speeds
+        self._deployment, self._speeds = deployment, speeds.when_split if deployment.is_split else speeds
         self._token_bytes, self._pool = token_bytes, pool
-        self._clock = Clock(speeds.cores, speeds.split_load if deployment.is_split else speeds.load)
+        self._clock = Clock(speeds.cores, self._speeds.load)
         self._encoders = [Encoder(self._clock) for _ in range(deployment.encoders)]
-        self._languages = [Language(self._clock, speeds) for _ in range(deployment.languages)]
+        self._languages = [Language(self._clock, self._speeds) for _ in range(deployment.languages)]
         self._chance = random.Random(0)
         self._ended: list[Ended] = []
         self._resumes, self._peak, self._turn = 0, 0, 0

@@ -23,6 +23,7 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         handover: What splitting adds for a picture of ``n`` tokens between encoder and prefill, the transfer included
             unless ``bandwidth`` is given.
         split_request: What splitting adds to every request: the router.
+        split_step: A step of a language instance whose tokens go through the router; None if that adds nothing.
         bandwidth: Bytes a second of the transfer; None if ``handover`` includes it.
         resume: Seconds of one resumed transfer, when the pool is smaller than what arrives.
         cores: Cores that all instances share; None if each has a device of its own.
@@ -42,6 +43,7 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     request: float = 0.0
     handover: Curve = Curve()
     split_request: float = 0.0
+    split_step: Curve | None = None
     bandwidth: float | None = None
     resume: float = 0.001
     cores: float | None = None
@@ -52,6 +54,12 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     slack: int = 4
     source: str = "given"
 
+    @property
+    def when_split(self) -> Speeds:
+        """The same with the steps and the load of a split deployment in place of those of an undivided engine."""
+        step = self.step if self.split_step is None else self.split_step
+        return msgspec.structs.replace(self, step=step, load=self.split_load)
+
     def check(self) -> None:
         """Checks the values.
 
@@ -59,9 +67,10 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             SpeedsInvalid: one is impossible; the text says which.
         """
         curves = {"encode": self.encode, "prefill": self.prefill, "step": self.step, "prepare": self.prepare}
+        more = {"handover": self.handover, "split_step": self.split_step or self.step}
         numbers = {
             f"{name}.{part}": getattr(curve, part)
-            for name, curve in (curves | {"handover": self.handover}).items()
+            for name, curve in (curves | more).items()
             for part in Curve.__struct_fields__
         }
         numbers |= {"request": self.request, "split_request": self.split_request, "resume": self.resume}
