@@ -103,7 +103,7 @@ def command(
     plot: Annotated[Path | None, typer.Option(help="Draw the time to first token by rate.", metavar="FILE.svg")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say how many encoders and language instances a workload needs, and whether splitting is worth it.
+    """Say how many of each a workload needs, and whether to split.
 
     Speeds come from --speeds, from a running deployment (--measure), or from the options that end with seconds. With
     --check the exit status is 1 if a prediction is off by more than a fifth.
@@ -305,8 +305,8 @@ def _check(
             refused.append(error)
     if not points:
         raise refused[-1] if refused else ResultsInvalid(f"{path} has no run with samples")
-    for error in refused:
-        typer.echo(f"left out: {error.detail}", err=True)
+    for one in refused:
+        typer.echo(f"left out: {one.detail}", err=True)
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(points), indent=1))
     else:
