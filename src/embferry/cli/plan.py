@@ -103,7 +103,7 @@ def command(
     plot: Annotated[Path | None, typer.Option(help="Draw the time to first token by rate.", metavar="FILE.svg")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Plan encoders and language instances, and whether to split at all.
+    """Plan encoders and language instances: how many of each.
 
     Speeds come from --speeds, from a running deployment (--measure), or from the options that end with seconds. With
     --check the exit status is 1 if a prediction is off by more than a fifth.
