@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from embferry.engine.errors import EngineError
-from embferry.protocol.errors import BY_CODE, EmbeddingTransferError
+from embferry.plan.errors import PlanError
+from embferry.protocol.errors import BY_CODE, EmbeddingTransferError, EmbferryError
 from embferry.serve.errors import CODES, is_retryable
 from generated_page import write_or_check
 
@@ -42,10 +43,15 @@ def page() -> str:
     ]
     parts += ["## Errors of the engine\n\nSubclasses of `EngineError`.\n", _table(engine)]
     parts += ["## Errors of the HTTP API\n", _table(api)]
+    plan = [(cls.code, cls.http_status, cls.default_retryable, _first_line(cls)) for cls in _tree(PlanError)]
+    parts += [
+        "## Errors of `embferry plan`\n\nOn standard error, with the exit status 2, or 1 where a server is measured.\n"
+    ]
+    parts += [_table(plan)]
     return "\n".join(parts)
 
 
-def _tree(cls: type[EngineError]) -> list[type[EngineError]]:
+def _tree(cls: type[EmbferryError]) -> list[type[EmbferryError]]:
     return [found for child in cls.__subclasses__() for found in (child, *_tree(child))]
 
 

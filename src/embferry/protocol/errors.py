@@ -5,6 +5,7 @@
     EmbferryError
     ├── EngineError                 a model or a request of it: ``embferry.engine.errors``
     ├── ServeError                  the HTTP API: ``embferry.serve.errors``
+    ├── PlanError                   the input of a plan: ``embferry.plan.errors``
     └── EmbeddingTransferError
         ├── LocalProtocolError      the call is wrong in this state: a bug here or in the caller
         ├── RemoteProtocolError     the peer broke the protocol

@@ -19,7 +19,7 @@ from .workload import Request, url
 MAX_REASON = 300
 DATA_URL = re.compile(r"data:[\w/.+-]*;base64,[\w+/=]*(?:,[\w+/=]+)*")
 """A picture, which errors may name."""
-QUESTION = {"type": "text", "text": "What is this?"}
+QUESTION = "What is this?"
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -36,13 +36,15 @@ class Endpoint(msgspec.Struct, frozen=True):
     extra: dict[str, Any] = {}
     """Fields of the body beyond OpenAI's."""
     api_key: str = ""
+    question: str = QUESTION
+    """The text of every request."""
 
     def body(self, request: Request) -> bytes:
         kinds = [(picture, "video_url" if picture.frames else "image_url") for picture in request.pictures]
         pictures = [{"type": kind, kind: {"url": url(picture)}} for picture, kind in kinds]
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": [*pictures, QUESTION]}],
+            "messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": self.question}]}],
             "max_tokens": self.max_tokens,
             "temperature": 0,
             "stream": True,

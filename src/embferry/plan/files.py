@@ -1,0 +1,50 @@
+"""Files that a plan reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from embferry.models import model_path
+from embferry.models.checkpoints import CONFIG, PICTURES, PROCESSOR, read_object
+
+from .errors import ModelUnknown, SpeedsInvalid
+from .model import Model, model
+from .speeds import Speeds, decoded
+
+
+def read_model(name: str) -> Model:
+    """Reads a model's configuration.
+
+    Args:
+        name: A model as everywhere, or a ``config.json``; the settings of its processor are beside it.
+
+    Raises:
+        ModelUnknown: there is no such model, or its files do not have what a plan needs.
+    """
+    try:
+        path = Path(name).expanduser()
+        is_file = path.is_file()
+        folder = path.parent if is_file else model_path(name)
+        config = read_object(path if is_file else folder / CONFIG)
+        processor = read_object(folder / PICTURES) | _of_pictures(read_object(folder / PROCESSOR))
+    except (OSError, ValueError) as error:
+        raise ModelUnknown(str(error)) from error
+    return model(name, config, processor)
+
+
+def read_speeds(path: Path) -> Speeds:
+    """Reads a file that ``embferry plan --measure`` has written.
+
+    Raises:
+        SpeedsInvalid: it cannot be read.
+    """
+    try:
+        return decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise SpeedsInvalid(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _of_pictures(processor: dict[str, Any]) -> dict[str, Any]:
+    found = processor.get("image_processor")
+    return found if isinstance(found, dict) else {}

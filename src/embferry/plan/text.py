@@ -1,0 +1,127 @@
+"""A plan as a table for people, and as an object for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .advice import Advice, Row
+from .model import Model
+from .speeds import Speeds
+
+HEAD = (
+    "deployment", "carries /s", "used", "TTFT p50 ms", "p95 ms", "answer p95 ms", "answered /s", "encoders busy",
+    "language busy",
+)  # fmt: skip
+
+
+class Report(NamedTuple):
+    """Sentences, lines of a table, which may not be folded, and sentences again."""
+
+    head: list[str]
+    table: list[str]
+    tail: list[str]
+
+
+def report(model: Model, advice: Advice, speeds: Speeds, picture: str) -> Report:
+    """Returns the report.
+
+    Args:
+        model: The model.
+        advice: The plan.
+        speeds: What it stands on.
+        picture: The pictures of a request, in words.
+    """
+    pool = advice.pool
+    size = pool.tokens * model.token_bytes
+    blocks = f"{pool.blocks:,} block{'' if pool.blocks == 1 else 's'}"
+    head = [
+        f"{model.name}: {picture}, {bytes_text(model.token_bytes)} a visual token; {advice.split.rate:g} requests/s",
+        f"speeds: {speeds.source}{_cores(speeds)}",
+    ]
+    tail = [
+        f"take: {advice.best.deployment.name}",
+        f"pool of a language instance, if split: {pool.tokens:,} tokens = {blocks} of {pool.block_size} = "
+        f"{bytes_text(size)}: {advice.pool_why}",
+        advice.sentence,
+    ]
+    return Report(head, table([HEAD, *(_cells(row, row is advice.best) for row in advice.rows)]), tail)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table: the first column to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def as_object(model: Model, advice: Advice, speeds: Speeds) -> dict[str, Any]:
+    """Returns the plan as JSON has it; times in seconds."""
+    pool = advice.pool
+    return {
+        "model": model.name,
+        "token_bytes": model.token_bytes,
+        "rate": advice.split.rate,
+        "speeds": speeds.source,
+        "rows": [_object(row) for row in advice.rows],
+        "take": _object(advice.best),
+        "worth_it": advice.is_worth,
+        "why": advice.why,
+        "pool": {
+            "tokens": pool.tokens,
+            "blocks": pool.blocks,
+            "block_size": pool.block_size,
+            "bytes": pool.tokens * model.token_bytes,
+            "why": advice.pool_why,
+        },
+    }
+
+
+def bytes_text(count: float) -> str:
+    """Returns a number of bytes with its unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
+def _cells(row: Row, is_best: bool) -> tuple[str, ...]:
+    outcome, deployment = row.outcome, row.deployment
+    return (
+        ("> " if is_best else "  ") + deployment.name,
+        f"{row.capacity:.2f}",
+        f"{row.rate / row.capacity:.0%}",
+        f"{outcome.ttft(0.5) * 1e3:,.0f}",
+        f"{outcome.ttft(0.95) * 1e3:,.0f}",
+        f"{outcome.latency(0.95) * 1e3:,.0f}",
+        f"{outcome.throughput:.2f}",
+        f"{outcome.encoder_busy:.0%}" if deployment.is_split else "-",
+        f"{outcome.language_busy:.0%}",
+    )
+
+
+def _object(row: Row) -> dict[str, Any]:
+    outcome, deployment = row.outcome, row.deployment
+    return {
+        "encoders": deployment.encoders,
+        "languages": deployment.languages,
+        "capacity": row.capacity,
+        "carries": row.carries,
+        "ttft_p50": outcome.ttft(0.5),
+        "ttft_p95": outcome.ttft(0.95),
+        "answer_p95": outcome.latency(0.95),
+        "throughput": outcome.throughput,
+        "encoder_busy": outcome.encoder_busy,
+        "language_busy": outcome.language_busy,
+        "resumes": outcome.resumes,
+    }
+
+
+def _cores(speeds: Speeds) -> str:
+    return f"; all instances share {speeds.cores:g} cores" if speeds.cores is not None else ""

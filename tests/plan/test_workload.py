@@ -1,0 +1,23 @@
+"""The requests of a plan arrive as those of the benchmark do."""
+
+from __future__ import annotations
+
+import pytest
+
+from embferry.bench.serving.workload import Plan, requests
+from embferry.plan.errors import WorkloadInvalid
+from embferry.plan.workload import Workload
+
+
+@pytest.mark.parametrize("cv", [0.0, 1.0, 4.9])
+def test_the_times_are_those_of_the_benchmark(cv: float) -> None:
+    asked = Workload(pictures=(64, 32), rate=2.0, burstiness_cv=cv, requests=40, seed=7).asked()
+    sent = requests(Plan(requests=40, rate=2.0, burstiness_cv=cv, seed=7))
+    assert [one.at for one in asked] == [one.at for one in sent]
+    assert {(one.pictures, one.text_tokens, one.output_tokens) for one in asked} == {((64, 32), 100, 64)}
+    assert (asked[0].visual_tokens, asked[0].prompt_tokens) == (96, 196)
+
+
+def test_a_workload_that_takes_minutes_to_play_is_refused() -> None:
+    with pytest.raises(WorkloadInvalid, match="fewer requests"):
+        Workload(pictures=(1,), rate=1.0, requests=100_000, output_tokens=1000).check()
