@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from embferry.protocol.errors import TlsFailed
 
+from .private_files import is_private
 from .reread import Reread
 
 
@@ -194,12 +195,12 @@ def _check_readable(path: Path, *, is_secret: bool) -> None:
     name = "private key" if is_secret else "certificate"
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            status = os.fstat(file.fileno())
     except OSError as error:
         raise TlsFailed(f"the {name} file {path} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise TlsFailed(f"the {name} file {path} is no file")
-    if is_secret and mode & 0o077:
+    if is_secret and not is_private(status):
         raise TlsFailed(f"others may read the private key file {path}; do: chmod 600 {path}")
 
 

@@ -1,0 +1,1 @@
+"""What runs embferry in containers and on Kubernetes: image, compose file, chart."""
