@@ -126,10 +126,17 @@ class Running:
 
     process: subprocess.Popen[bytes]
     log: Path
+    is_told: bool = False
+
+    def terminate(self) -> None:
+        """Tells it to end, once: a second signal would end it at once."""
+        if not self.is_told and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.is_told = True
 
     def end(self, seconds: float) -> int:
         """Ends it as a runtime does: SIGTERM, and SIGKILL after so many seconds. Returns the status."""
-        self.process.send_signal(signal.SIGTERM)
+        self.terminate()
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
