@@ -25,8 +25,9 @@ from tests.deploy.dockerfile import Stage, Step, stages
 
 ROOT = Path(__file__).parents[2]
 BASE_PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
-BOUND = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc")
-"""Folders of this machine that stand for the base image."""
+BOUND = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+"""Folders of this machine that stand for the base image; of ``/etc`` it has a copy."""
+SECRET = shutil.ignore_patterns("shadow*", "gshadow*", "sudoers*", "private", "ssh", "*.key")
 STEP_SECONDS = 300
 
 
@@ -82,10 +83,11 @@ class Mounts:
             place.mkdir(parents=True, exist_ok=True)
         for path, source in self.bound.items():
             place = Path(str(self.folder) + path)
-            if path.startswith(BOUND):  # it is mounted over something that is there already
-                continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.mkdir(exist_ok=True) if source.is_dir() else place.touch()
+            if source.is_dir():
+                place.mkdir(exist_ok=True)
+            elif not place.exists():
+                place.touch()
 
 
 class Network:
@@ -251,6 +253,7 @@ def build(file: Path, target: str, folder: Path, given: Mapping[str, str]) -> Im
             else:
                 root.mkdir()
                 (root / "tmp").mkdir(mode=0o1777)
+                shutil.copytree("/etc", root / "etc", symlinks=True, ignore=SECRET, ignore_dangling_symlinks=True)
                 venv.create(root / "usr-local", symlinks=True, with_pip=True)
             image = images[name] = Image(root, stage)
             directory = "/"

@@ -83,6 +83,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 - {name: EMBFERRY_TLS_CA, value: /etc/embferry/tls/ca.crt}
 - {name: EMBFERRY_TLS_CERT, value: /etc/embferry/tls/tls.crt}
 - {name: EMBFERRY_TLS_KEY, value: /etc/embferry/tls/tls.key}
+- {name: EMBFERRY_TLS_CHECK_HOSTS, value: "0"}  # pods have new addresses each time, and a certificate cannot list them
 {{- end }}
 - {name: HOME, value: /cache}
 - {name: USER, value: embferry}
@@ -135,14 +136,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end }}
 {{- end }}
 
-{{/* The address by which other pods reach this one: by name with TLS, because certificates have names. */}}
+{{/* The address by which other pods reach this one. */}}
 {{- define "embferry.advertised" -}}
-- name: POD_IP
-  valueFrom: {fieldRef: {fieldPath: status.podIP}}
-- name: POD_NAME
-  valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: EMBFERRY_ADVERTISE_HOST
-  value: {{ if .root.Values.tls.secretName }}"$(POD_NAME).{{ include "embferry.host" . }}"{{ else }}"$(POD_IP)"{{ end }}
+  valueFrom: {fieldRef: {fieldPath: status.podIP}}
 {{- end }}
 
 {{- define "embferry.apiKey" -}}
