@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,19 @@ from embferry.serve.worker.process import DRAIN_SECONDS
 from embferry.serve.worker.service import JOIN_SECONDS
 from embferry.trust.keys import Key
 from metric_names import TARGET_LABELS
-from tests.deploy.chart import CHART, GPU_MODEL, NAME, NAMESPACE, RELEASE, VALUE_SETS, RefusedError, Workload, rendered, text_of
+from tests.deploy.chart import (
+    CHART,
+    GPU_MODEL,
+    NAME,
+    NAMESPACE,
+    RELEASE,
+    VALUE_SETS,
+    RefusedError,
+    Workload,
+    helm,
+    rendered,
+    text_of,
+)
 from tests.tooling.promql import Checker, Metric, series_of
 
 pytestmark = pytest.mark.deploy
@@ -95,7 +109,9 @@ FREE = {"requests", "limits"}
 """Maps whose keys Kubernetes defines."""
 
 
-@pytest.mark.parametrize("place", [p for p in maps(DEFAULTS) if not FREE & {*p}], ids=lambda place: ".".join(place) or "top")
+@pytest.mark.parametrize(
+    "place", [p for p in maps(DEFAULTS) if not FREE & {*p}], ids=lambda place: ".".join(place) or "top"
+)
 def test_a_misspelt_value_is_refused(place: tuple[str, ...]) -> None:
     import jsonschema
 
@@ -128,11 +144,41 @@ def test_helm_refuses_values_that_cannot_work(values: dict[str, Any], why: str) 
         text_of(values)
 
 
-def test_every_value_has_an_effect() -> None:
-    """A value that nothing reads would be a promise that is not kept."""
-    text = "\n".join(path.read_text() for path in (CHART / "templates").iterdir())
-    for place in leaves(DEFAULTS):
-        assert any(re.search(rf"\.{name}\b|\"{name}\"|%s{name[-4:]}", text) for name in reversed(place)), place
+OTHERS: dict[str, Any] = {
+    "engine": None,  # its own sets of values
+    "host": "::",
+    "interval": "30s",
+    "pullPolicy": "Always",
+    "type": "NodePort",
+    "mountPath": "/elsewhere",
+    "prometheusUrl": "http://elsewhere:9090",
+    "transports": ["http"],
+    "affinity": {"nodeAffinity": {}},
+    "settings": {"log_level": "warning"},
+    "connector": {"num_blocks": 7},
+    "cacheSize": "7Gi",
+    "sharedMemory": "7Gi",
+    "cpu": "7",
+    "memory": "7Gi",
+}
+"""Another value for those that do not take any text."""
+
+
+def other(key: str, value: Any) -> Any:
+    """Returns a value that is not the one of the sets that are rendered."""
+    if key in OTHERS:
+        return OTHERS[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, str):
+        return "another"
+    listed = {"env": [{"name": "OTHER", "value": "1"}], "imagePullSecrets": [{"name": "another"}]}
+    listed |= {"volumes": [{"name": "another", "emptyDir": {}}], "tolerations": [{"key": "another"}]}
+    listed |= {"volumeMounts": [{"name": "another", "mountPath": "/another"}]}
+    listed |= {key: [{"podSelector": {"matchLabels": {"an": "other"}}}] for key in ("clients", "prometheus")}
+    return listed.get(key, ["--another"]) if isinstance(value, list) else {"another": "one"}
 
 
 def leaves(values: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -141,6 +187,56 @@ def leaves(values: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tupl
             yield from leaves(value, (*place, key))
         else:
             yield (*place, key)
+
+
+def test_every_value_has_an_effect() -> None:
+    """A value that no template reads would be a promise that is not kept."""
+    base = {name: text_of(VALUE_SETS[name]) for name in ("all", "vllm-all")}
+    without = []
+    for place in leaves(DEFAULTS):
+        inner: Any = DEFAULTS
+        for key in place:
+            inner = inner[key]
+        changed = other(place[-1], inner)
+        if changed is None or (place[:2] == ("encode", "gpus") or place[:2] == ("language", "gpus")):
+            continue
+        name = "vllm-all" if place[0] == "vllm" else "all"
+        if place[-1] == "replicas" and place[0] != "router":
+            continue  # KEDA has them here; test_the_router_knows_every_instance_that_there_may_be
+        values = copy.deepcopy(VALUE_SETS[name])
+        into = values
+        for key in place[:-1]:
+            into = into.setdefault(key, {})
+        into[place[-1]] = changed
+        if text_of(values) == base[name]:
+            without.append(".".join(place))
+    assert without == []
+
+
+def documented() -> list[str]:
+    """Returns the commands of the documentation that call Helm."""
+    page = (CHART.parents[2] / "docs/kubernetes.md").read_text("utf-8")
+    blocks = "\n".join(re.findall(r"^```console\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
+    return [line for line in blocks.splitlines() if line.startswith("helm upgrade")]
+
+
+def test_the_documentation_calls_helm_with_values_that_it_takes() -> None:
+    commands = documented()
+    assert len(commands) == 5
+    known: list[str] = []
+    for command in commands:
+        words = shlex.split(command)[2:]
+        flags = [word for word in words if word not in ("--install", "--reuse-values")]
+        assert flags[:2] == ["vision", "deploy/helm/embferry"]
+        done = subprocess.run(
+            [helm(), "template", flags[0], str(CHART), *(known if "--reuse-values" in words else []), *flags[2:]],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        known += [] if "--reuse-values" in words else flags[4:]
+        assert all(
+            one["metadata"]["name"].startswith("vision-embferry") for one in yaml.safe_load_all(done.stdout) if one
+        )
 
 
 def test_the_notes_name_the_secret_and_the_service() -> None:
@@ -306,7 +402,9 @@ def test_the_router_knows_every_instance_that_there_may_be(name: str, tmp_path: 
     settings = settings_of(chart.workloads["router"], chart.settings, tmp_path).vllm
     for part, urls in (("encode", settings.encode_urls), ("language", settings.language_urls)):
         workload = chart.workloads[part]
-        (service,) = [one for one in chart.of("Service") if one["metadata"]["name"] == workload.manifest["spec"]["serviceName"]]
+        (service,) = [
+            one for one in chart.of("Service") if one["metadata"]["name"] == workload.manifest["spec"]["serviceName"]
+        ]
         assert service["spec"]["clusterIP"] == "None"
         assert service["spec"]["publishNotReadyAddresses"]
         scaled = [one for one in chart.of("ScaledObject") if one["spec"]["scaleTargetRef"]["name"] == workload.name]
@@ -416,7 +514,11 @@ def test_gpus_are_limits_and_vllm_has_shared_memory() -> None:
 
 def test_settings_that_change_start_new_pods() -> None:
     one, other = (
-        {w["metadata"]["name"]: w["spec"]["template"]["metadata"]["annotations"]["checksum/settings"] for w in found if w}
+        {
+            w["metadata"]["name"]: w["spec"]["template"]["metadata"]["annotations"]["checksum/settings"]
+            for w in found
+            if w
+        }
         for found in (
             [d for d in yaml.safe_load_all(text_of(values)) if d and d["kind"] in ("Deployment", "StatefulSet")]
             for values in ({}, {"settings": {"log_level": "debug"}})
@@ -492,7 +594,11 @@ def test_keda_reads_metrics_that_there_are(name: str) -> None:
         assert pods is not None
         (workload,) = [one for one in chart.workloads.values() if one.name == pods[1]]
         title = {"router": "vLLM" if chart.is_vllm else "this project", "encode": "Encode", "language": "Language"}
-        (metrics,) = [found for key, found in served.items() if title[workload.part] in key and not ("Router" in key) ^ (workload.part == "router")]
+        (metrics,) = [
+            found
+            for key, found in served.items()
+            if title[workload.part] in key and not ("Router" in key) ^ (workload.part == "router")
+        ]
         checked = Checker(query, series_of(metrics))
         assert checked.faults == []
         assert checked.labels == set(), "KEDA takes one number"

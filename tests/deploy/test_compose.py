@@ -51,7 +51,11 @@ def test_the_file_is_one_of_compose() -> None:
 
     text = yaml.safe_dump(read(GIVEN))
     accepted(text)
-    for right, wrong in (("read_only:", "readonly:"), ("service_healthy", "service_well"), ("start_period: 30s", "start_period: 30 x")):
+    for right, wrong in (
+        ("read_only:", "readonly:"),
+        ("service_healthy", "service_well"),
+        ("start_period: 30s", "start_period: 30 x"),
+    ):
         assert right in text
         with pytest.raises((ValueError, TypeError)):
             accepted(text.replace(right, wrong))
@@ -115,10 +119,22 @@ def test_the_services_answer_a_question_together(image: Image, tmp_path: Path) -
 
         for name in SERVICES:
             start(name)
-        asked = ["embferry", "ask", "--url", "http://router:8000", "/media/coins.png", "How many circles are there?", "-v"]
+        asked = [
+            "embferry",
+            "ask",
+            "--url",
+            "http://router:8000",
+            "/media/coins.png",
+            "How many circles are there?",
+            "-v",
+        ]
         bound = {"/etc/hosts": hosts, "/media": ROOT / "examples/media"}
         answer = image.run(
-            asked, {"EMBFERRY_ROUTER_API_KEY": GIVEN["EMBFERRY_ROUTER_API_KEY"]}, network=network, bound=bound, temporary=["/tmp"]
+            asked,
+            {"EMBFERRY_ROUTER_API_KEY": GIVEN["EMBFERRY_ROUTER_API_KEY"]},
+            network=network,
+            bound=bound,
+            temporary=["/tmp"],
         )
         assert answer.splitlines()[0] == "4"
         assert "tcp" in answer

@@ -47,7 +47,9 @@ def test_an_image_has_a_user_and_an_entry(name: str) -> None:
 def test_the_last_stage_is_the_image_and_it_only_copies() -> None:
     assert list(STAGES)[-1] == "embferry"
     stage = STAGES["embferry"]
-    assert stage.base == STAGES["environment"].base == STAGES["wheel"].base, "the Python of the environment is its base's"
+    assert stage.base == STAGES["environment"].base == STAGES["wheel"].base, (
+        "the Python of the environment is its base's"
+    )
     assert [(step.flags, step.text) for step in stage.steps if step.keyword == "COPY"] == [
         ({"from": "environment"}, "/embferry /embferry")
     ]
@@ -80,14 +82,18 @@ def test_the_context_has_what_the_steps_copy_and_nothing_else() -> None:
 def test_the_image_runs_as_its_user_on_a_root_that_cannot_be_written(image: Image) -> None:
     how = {"read_only": True, "temporary": ["/tmp"]}
     assert image.run(image.entry(["--version"]), **how).strip() == f"embferry {__version__}"
-    told = image.run(["sh", "-c", "id -u; id -g; touch /embferry/x /x /home/embferry/x 2>&1; touch /tmp/x && echo fine"], **how)
+    told = image.run(
+        ["sh", "-c", "id -u; id -g; touch /embferry/x /x /home/embferry/x 2>&1; touch /tmp/x && echo fine"], **how
+    )
     assert told.split()[:2] == ["10001", "10001"]
     assert told.count("Read-only file system") == 3
     assert told.endswith("fine\n")
 
 
 def test_the_image_has_no_build_tools_and_no_checkout(image: Image) -> None:
-    found = sorted(path.name for folder in ("embferry/bin", "usr-local/bin") for path in (image.folder / folder).iterdir())
+    found = sorted(
+        path.name for folder in ("embferry/bin", "usr-local/bin") for path in (image.folder / folder).iterdir()
+    )
     assert not {name for name in found if name.startswith("pip")} | {*BUILD_TOOLS} & {*found}
     program = "import importlib.metadata as m; print(*sorted({d.name.lower() for d in m.distributions()}))"
     installed = {*image.run(["/embferry/bin/python", "-c", program]).split()}

@@ -72,7 +72,11 @@ STRANGERS = {
     "a router of another release": Peer(labels={**OTHER_RELEASE, "app.kubernetes.io/component": "router"}),
     "a router of another namespace": Peer(
         "web",
-        {"app.kubernetes.io/name": "embferry", "app.kubernetes.io/instance": "shop", "app.kubernetes.io/component": "router"},
+        {
+            "app.kubernetes.io/name": "embferry",
+            "app.kubernetes.io/instance": "shop",
+            "app.kubernetes.io/component": "router",
+        },
     ),
 }
 

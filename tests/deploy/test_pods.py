@@ -116,7 +116,9 @@ class Pod:
 
 def hosts_of_certificate() -> list[str]:
     """Returns the names in the command of the documentation that makes the certificate."""
-    (block,) = [one for one in re.findall(r"^```console\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE) if "keys cert" in one]
+    (block,) = [
+        one for one in re.findall(r"^```console\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE) if "keys cert" in one
+    ]
     found = re.findall(r"--host '?([^'\s]+)'?", block)
     return [name.replace("vision-embferry", NAME).replace(".ai.svc", f".{NAMESPACE}.svc") for name in found]
 
@@ -164,7 +166,9 @@ def test_the_pods_answer_a_question_together(image: Image, tmp_path: Path, value
         for part in pods:
             for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
                 until(lambda part=part, kind=kind: passes(part, kind))  # type: ignore[misc]
-        router = f"{'https' if values else 'http'}://{NAME}-router.{NAMESPACE}.svc:{pods['router'].workload.ports['http']}"
+        router = (
+            f"{'https' if values else 'http'}://{NAME}-router.{NAMESPACE}.svc:{pods['router'].workload.ports['http']}"
+        )
         client = {"EMBFERRY_ROUTER_API_KEY": API_KEY}
         bound = {"/etc/hosts": hosts, "/media": ROOT / "examples/media"}
         how: dict[str, Any] = {"network": network, "bound": bound, "temporary": ["/tmp"]}
@@ -182,8 +186,12 @@ def test_the_pods_answer_a_question_together(image: Image, tmp_path: Path, value
         for one in running.values():
             one.terminate()
         for part, pod in pods.items():
-            before = int(pod.workload.container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [0, 0])[1])
-            assert running[part].end(pod.workload.pod["terminationGracePeriodSeconds"] - before) == 0, running[part].text
+            before = int(
+                pod.workload.container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [0, 0])[1]
+            )
+            assert running[part].end(pod.workload.pod["terminationGracePeriodSeconds"] - before) == 0, running[
+                part
+            ].text
 
 
 def test_the_keys_of_the_documentation_are_keys() -> None:

@@ -12,7 +12,9 @@ from embferry.cli.health import probe
 def command(
     url: Annotated[
         str,
-        typer.Argument(help="Where the part listens, such as 127.0.0.1:8000/ready; /health without a path.", metavar="URL"),
+        typer.Argument(
+            help="Where the part listens, such as 127.0.0.1:8000/ready; /health without a path.", metavar="URL"
+        ),
     ],
 ) -> None:
     """Ask a part whether it is well, as health checks of containers do.

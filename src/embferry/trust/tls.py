@@ -49,7 +49,9 @@ class Tls:
         self.required = required
         self._cert = Path(cert)
         paths = Path(ca), self._cert, Path(key)
-        self._files = Reread(f"the certificate in {cert}, its key and its CA", paths, lambda: _Contexts(*paths, checks_hosts))
+        self._files = Reread(
+            f"the certificate in {cert}, its key and its CA", paths, lambda: _Contexts(*paths, checks_hosts)
+        )
 
     def __repr__(self) -> str:
         return f"Tls({self._cert}, {'required' if self.required else 'not required'})"
