@@ -1,9 +1,9 @@
 """Makes ``.venv`` and installs the project into it, at the versions of ``constraints.txt``. Standard library only.
 
 ``--tests`` adds the system commands that tests use; ``--engines`` adds the engines of the mooncake and nixl transports
-and the system libraries that they load; ``--browser`` adds Playwright and Chromium, ``--site`` MkDocs, ``--deploy`` Helm
-and what checks the files in ``deploy/``. Does nothing if ``.venv`` is up to date with ``pyproject.toml`` and ``constraints.txt``. Two runs at once wait for each other. Packages
-come from the index of pip's own settings.
+and the system libraries that they load; ``--browser`` adds Playwright and Chromium, ``--site`` MkDocs, ``--deploy``
+Helm and what checks the files for containers. Does nothing if ``.venv`` is up to date with ``pyproject.toml`` and
+``constraints.txt``. Two runs at once wait for each other. Packages come from the index of pip's own settings.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What runs embferry in containers and on Kubernetes: image, compose file, chart."""
+"""The files that run embferry in containers and on Kubernetes: image, compose file, chart."""

@@ -43,7 +43,7 @@ def _index_folders() -> list[str]:
 
 @dataclass
 class Mounts:
-    """What a process sees of the file system.
+    """The file system as a process sees it.
 
     Attributes:
         folder: The root.
@@ -192,7 +192,9 @@ class Image:
             network: Where it runs; None: on this machine's network.
             user: User and group; the image's if None.
             groups: Further groups.
-            bound, temporary, read_only: As in :class:`Mounts`.
+            bound: As in :class:`Mounts`.
+            temporary: As there.
+            read_only: As there.
         """
         mounts = Mounts(self.folder, dict(bound or {}), tuple(temporary), read_only)
         mounts.prepare()

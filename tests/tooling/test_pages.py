@@ -29,7 +29,14 @@ PROGRAM = r"(?:\S+/)?(?:embferry|make|pip|python|vllm)\b"
 ASSIGNMENTS = r"(?:[A-Z_]+=\S+ +)*"
 NOT_OURS = {
     "--",  # the separator before the arguments of vLLM
-    *("--middleware", "--api-server-count", "--nnodes", "--master-addr", "--otlp-traces-endpoint"),  # of vLLM
+    *(
+        "--middleware",
+        "--api-server-count",
+        "--nnodes",
+        "--master-addr",
+        "--otlp-traces-endpoint",
+        "--tensor-parallel-size",
+    ),  # of vLLM
     *("--encoder-only", "--language-only", "--encoder-urls", "--encoder-transfer-backend"),  # of SGLang
     *("--dp-size", "--enable-dp-attention", "--tokenizer-worker-num", "--enable-trace"),  # of SGLang
 }

@@ -1,4 +1,4 @@
-"""``embferry probe``: the health check of a container. The entry of the command runs it without this module's imports."""
+"""``embferry probe``: the health check of a container. The entry of the command has a shorter way to it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Tls:
         return contexts.accepting if clients else contexts.open_to_all
 
     def dialling(self) -> ssl.SSLContext:
-        """Returns the context for a connection that this end makes. It checks the host, unless hosts are not checked."""
+        """Returns the context for a connection that this end makes. It checks the host, unless told otherwise."""
         return self._files.value().dialling
 
     def renewed(self, context: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
