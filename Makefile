@@ -80,7 +80,7 @@ test-sweeps: setup-tests ## every fault in every hop of a running stack, many pl
 test-package: setup ## builds the wheel and the sdist, and installs them into empty environments: a minute
 	@$(PY) -m pytest -m package tests/tooling
 
-test-deploy: setup-deploy ## the steps of the image, the compose file and the pods of the chart, run as processes: three minutes; needs root
+test-deploy: setup-deploy ## the steps of the image, the compose file and the pods of the chart, run as processes: some minutes; needs root
 	@$(PY) -m pytest -m deploy tests/deploy
 
 test-browser: setup-browser ## the live page of a router in a real browser, Chromium

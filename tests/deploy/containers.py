@@ -69,7 +69,7 @@ class Mounts:
             lines += [f"mount -o remount,ro,bind {shlex.quote(root + path)}"]
         local = shlex.quote(str(self.folder / "usr-local"))
         lines.append(f"mount --bind {local} {shlex.quote(root + '/usr/local')}")
-        lines += [f"mount --rbind /{name} {shlex.quote(f'{root}/{name}')}" for name in ("proc", "dev")]
+        lines += [f"mount --rbind /{name} {shlex.quote(f'{root}/{name}')}" for name in ("proc", "dev", "sys")]
         lines += [f"mount -t tmpfs -o mode=1777 tmpfs {shlex.quote(root + path)}" for path in self.temporary]
         for path, source in self.bound.items():
             lines.append(f"mount --rbind {shlex.quote(str(source))} {shlex.quote(root + path)}")
@@ -78,7 +78,7 @@ class Mounts:
     def prepare(self) -> None:
         """Makes the places to mount at."""
         system = [path for path in (*BOUND, sys.base_prefix, *_index_folders()) if Path(path).exists()]
-        for path in (*system, "/proc", "/dev", "/tmp", "/usr-local", *self.temporary):
+        for path in (*system, "/proc", "/dev", "/sys", "/tmp", "/usr-local", *self.temporary):
             place = Path(str(self.folder) + path)
             place.mkdir(parents=True, exist_ok=True)
         for path, source in self.bound.items():
