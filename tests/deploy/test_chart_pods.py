@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -114,20 +115,16 @@ def test_gpus_are_limits_and_vllm_has_shared_memory() -> None:
     assert "nvidia.com/gpu" not in rendered("default").workloads["encode"].container["resources"]["limits"]
 
 
-def test_settings_that_change_start_new_pods() -> None:
-    one, other = (
-        {
-            w["metadata"]["name"]: w["spec"]["template"]["metadata"]["annotations"]["checksum/settings"]
-            for w in found
-            if w
-        }
-        for found in (
-            [d for d in yaml.safe_load_all(text_of(values)) if d and d["kind"] in ("Deployment", "StatefulSet")]
-            for values in ({}, {"settings": {"log_level": "debug"}})
-        )
-    )
-    assert one.keys() == other.keys()
-    assert all(one[name] != other[name] for name in one)
+@pytest.mark.parametrize("name", ["default", "vllm"])
+def test_settings_that_change_start_new_pods_of_those_that_read_them(name: str) -> None:
+    def templates(values: dict[str, Any]) -> dict[str, Any]:
+        found = [one for one in yaml.safe_load_all(text_of(values)) if one]
+        return {one["metadata"]["name"]: one["spec"]["template"] for one in found if "template" in one.get("spec", {})}
+
+    before = templates(VALUE_SETS[name])
+    after = templates({**VALUE_SETS[name], "settings": {"router": {"request_timeout": 9}}})
+    changed = {part for part in before if before[part] != after[part]}
+    assert changed == ({f"{NAME}-router"} if name == "vllm" else before.keys())
 
 
 @every_set

@@ -199,7 +199,9 @@ labels:
   {{- toYaml . | nindent 2 }}
   {{- end }}
 annotations:
+  {{- if eq .engine "embferry" }}
   checksum/settings: {{ include "embferry.settings" .root | sha256sum }}
+  {{- end }}
   {{- if .root.Values.metrics.annotations }}
   prometheus.io/scrape: "true"
   prometheus.io/port: {{ $own.port | quote }}
@@ -213,10 +215,12 @@ annotations:
 
 {{- define "embferry.mounts" -}}
 - {name: keys, mountPath: /etc/embferry/keys, readOnly: true}
-{{- if .Values.tls.secretName }}
+{{- if .root.Values.tls.secretName }}
 - {name: tls, mountPath: /etc/embferry/tls, readOnly: true}
 {{- end }}
+{{- if eq .engine "embferry" }}
 - {name: settings, mountPath: /etc/embferry/settings, readOnly: true}
+{{- end }}
 - {name: tmp, mountPath: /tmp}
 - {name: cache, mountPath: /cache}
 {{- end }}
@@ -242,8 +246,10 @@ annotations:
       - {key: tls.crt, path: tls.crt}
       - {key: tls.key, path: tls.key}
 {{- end }}
+{{- if eq .engine "embferry" }}
 - name: settings
   configMap: {name: {{ include "embferry.name" .root }}-settings}
+{{- end }}
 - name: tmp
   emptyDir: {}
 - name: cache
