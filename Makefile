@@ -6,13 +6,13 @@ VLLM_PY := .venv-vllm/bin/python
 SGLANG_PY := .venv-sglang/bin/python
 
 VLLM := vllm or vllm_more or vllm_http
-OWN_RUN := sweeps or engines or sglang or browser or package or $(VLLM)
+OWN_RUN := sweeps or engines or sglang or browser or package or deploy or $(VLLM)
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-browser test-package test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
-	setup-tests setup-browser setup-site setup-engines setup-vllm setup-sglang test-sglang test-sglang-more lint format docs site bench bench-vllm bench-sglang clean
+.PHONY: help setup demo test test-fast test-integration test-browser test-package test-deploy test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
+	setup-tests setup-browser setup-site setup-deploy setup-engines setup-vllm setup-sglang test-sglang test-sglang-more lint format docs site bench bench-vllm bench-sglang clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -29,6 +29,9 @@ setup-browser:
 
 setup-site:
 	@$(PYTHON) scripts/setup_env.py --site
+
+setup-deploy:
+	@$(PYTHON) scripts/setup_env.py --deploy
 
 setup-engines:
 	@$(PYTHON) scripts/setup_env.py --tests --engines
@@ -77,6 +80,9 @@ test-sweeps: setup-tests ## every fault in every hop of a running stack, many pl
 test-package: setup ## builds the wheel and the sdist, and installs them into empty environments: a minute
 	@$(PY) -m pytest -m package tests/tooling
 
+test-deploy: setup-deploy ## the steps of the image, the compose file and the pods of the chart, run as processes: some minutes; needs root
+	@$(PY) -m pytest -m deploy tests/deploy
+
 test-browser: setup-browser ## the live page of a router in a real browser, Chromium
 	@$(PY) -m pytest -m browser tests/serve/browser
 
@@ -103,7 +109,7 @@ test-sglang: setup-sglang ## SGLang's servers, divided by the plug-in; makes .ve
 test-sglang-more: setup-sglang ## a small comparison of SGLang's servers, measured for real: some minutes
 	@$(SGLANG_PY) -m pytest -m sglang tests/bench/serving
 
-test-all: test test-browser test-package test-sweeps test-engines test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http ## every test
+test-all: test test-browser test-package test-deploy test-sweeps test-engines test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http ## every test
 
 lint: setup ## style, types, imports, names, lengths, English, generated documents
 	$(BIN)/ruff check .

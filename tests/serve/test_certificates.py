@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from embferry.cli.main import app
 from embferry.protocol.errors import LocalProtocolError, TlsFailed
 from embferry.trust import Trust
-from embferry.trust.trust import TLS_ENV, TLS_REQUIRED_ENV
+from embferry.trust.trust import TLS_ENV, TLS_HOSTS_ENV, TLS_REQUIRED_ENV
 
 
 def called(*arguments: object) -> tuple[int, str]:
@@ -36,6 +36,7 @@ def test_the_commands_make_what_a_part_needs(environ: dict[str, str]) -> None:
     with pytest.raises(TlsFailed, match=r"embferry keys cert NAME --ca DIR --host 10\.0\.0\.8"):
         trust.check_host("10.0.0.8", "the part")
     assert not Trust.of_environment(environ | {TLS_REQUIRED_ENV: "0"}).demands_tls
+    Trust.of_environment(environ | {TLS_HOSTS_ENV: "0"}).check_host("10.0.0.8", "the part")
 
 
 def test_a_part_of_the_files_is_not_enough(environ: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from embferry.cli.engines import check_router, check_serve
 from embferry.cli.main import app
@@ -29,7 +30,14 @@ PROGRAM = r"(?:\S+/)?(?:embferry|make|pip|python|vllm)\b"
 ASSIGNMENTS = r"(?:[A-Z_]+=\S+ +)*"
 NOT_OURS = {
     "--",  # the separator before the arguments of vLLM
-    *("--middleware", "--api-server-count", "--nnodes", "--master-addr", "--otlp-traces-endpoint"),  # of vLLM
+    *(
+        "--middleware",
+        "--api-server-count",
+        "--nnodes",
+        "--master-addr",
+        "--otlp-traces-endpoint",
+        "--tensor-parallel-size",
+    ),  # of vLLM
     *("--encoder-only", "--language-only", "--encoder-urls", "--encoder-transfer-backend"),  # of SGLang
     *("--dp-size", "--enable-dp-attention", "--tokenizer-worker-num"),  # of SGLang
     *("--enable-trace", "--trace-modules", "--otlp-service-name"),  # of SGLang
@@ -172,7 +180,20 @@ def test_the_options_and_settings_that_a_page_names_exist(page: Path) -> None:
     options = {name for text in code if (name := text.partition(" ")[0]).startswith("--")}
     settings = {text for text in code if re.fullmatch(rf"(?:{'|'.join(SECTIONS)})\.\w+", text)}
     assert options <= options_of(typer.main.get_command(app)) | NOT_OURS
-    assert settings <= {dotted(key) for key in FIELDS} | {"serve.json", "serve.html"}
+    values = set(chart_values()) if page.name == "kubernetes.md" else set()
+    assert settings <= {dotted(key) for key in FIELDS} | {"serve.json", "serve.html"} | values
+
+
+def chart_values() -> Iterator[str]:
+    """Yields the names of the chart's values, with a dot between the name of a map and that of an entry."""
+
+    def named(found: dict[str, Any], before: str) -> Iterator[str]:
+        for key, value in found.items():
+            yield before + key
+            if isinstance(value, dict):
+                yield from named(value, f"{before}{key}.")
+
+    yield from named(yaml.safe_load((ROOT / "deploy/helm/embferry/values.yaml").read_text()), "")
 
 
 def test_the_page_about_sglang_has_every_setting() -> None:

@@ -217,3 +217,21 @@ def test_a_ca_that_is_absent_or_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "one" / "ca.key").write_text("no key")
     with pytest.raises(LocalProtocolError, match="holds no CA"):
         make_certificate("part", ["h"], tmp_path / "one")
+
+
+def test_a_part_that_checks_no_hosts_takes_any_certificate_of_the_ca_and_no_other(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """For hosts whose addresses change; the other end need not know of it."""
+    ca, cert, key = authority.files("pod")
+    lenient, strict = Tls(ca, cert, key, checks_hosts=False), Tls(ca, cert, key)
+    strict_context, context = strict.dialling(), lenient.dialling()
+    assert (strict_context.check_hostname, context.check_hostname) == (True, False)
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    lenient.check_host("10.244.1.7", "the control port")
+    with pytest.raises(TlsFailed, match=r"10\.244\.1\.7"):
+        strict.check_host("10.244.1.7", "the control port")
+    foreign = Authority.make(tmp_path / "elsewhere")
+    accepting = Tls(*foreign.files("pod")).accepting(clients=False)
+    with pytest.raises(ssl.SSLError, match="certificate verify failed"):
+        shake_hands(context, accepting, "10.244.1.7")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from embferry import __version__
-from embferry.cli import api_keys, ask, bench, ec, keys, migrate, plan, processes, status, ui
+from embferry.cli import api_keys, ask, bench, ec, keys, migrate, plan, probe, processes, status, ui
 from embferry.cli.options import SettingsCommand
 from embferry.cli.plain import PlainCommand
 from embferry.cli.streams import open_missing, told
@@ -53,6 +53,7 @@ app.command("ui", cls=PlainCommand)(ui.command)
 app.command("status", cls=PlainCommand)(status.command)
 app.command("top", cls=PlainCommand)(top.command)
 app.command("plan", cls=PlainCommand, context_settings=WIDE)(plan.command)
+app.command("probe", cls=PlainCommand)(probe.command)
 app.command("migrate", cls=PlainCommand)(migrate.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ec.app, name="ec")

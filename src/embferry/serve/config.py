@@ -458,6 +458,10 @@ class SecuritySettings(Section):
     tls_required: bool = True
     """With a certificate, make and accept no connection without TLS. Off while a cluster changes over: both kinds are
     accepted then, but for the HTTP ports of router and workers, which stay without TLS."""
+    tls_check_hosts: bool = True
+    """With a certificate, accept a part that this one connects to only if its certificate is for the host by which it
+    was reached. Off where addresses change all the time, as those of pods do: then any certificate of the CA will do,
+    which must be the cluster's own. Clients check the router's host in any case."""
 
 
 class Settings(Section):

@@ -12,7 +12,7 @@ from embferry.serve.http.address import address_of
 from embferry.serve.http.api_keys import ApiKeysError, read
 from embferry.trust import Trust
 from embferry.trust.policy import is_loopback
-from embferry.trust.trust import INSECURE_ENV, KEY_FILE_ENV, TLS_ENV, TLS_REQUIRED_ENV
+from embferry.trust.trust import INSECURE_ENV, KEY_FILE_ENV, TLS_ENV, TLS_HOSTS_ENV, TLS_REQUIRED_ENV
 
 
 def apply(settings: Settings, *, replaces: bool = False) -> None:
@@ -32,6 +32,7 @@ def apply(settings: Settings, *, replaces: bool = False) -> None:
     files = zip((KEY_FILE_ENV, *TLS_ENV), (own.cluster_key_file, own.tls_ca, own.tls_cert, own.tls_key), strict=True)
     values = {name: str(file or "") for name, file in files}
     values |= {INSECURE_ENV: "1" if own.insecure else "", TLS_REQUIRED_ENV: "" if own.tls_required else "0"}
+    values |= {TLS_HOSTS_ENV: "" if own.tls_check_hosts else "0"}
     for name, value in values.items():
         if value:
             os.environ[name] = value

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from embferry.protocol.errors import LocalProtocolError
 
+from .private_files import is_private
 from .reread import Reread
 
 KEY_BYTES = 32
@@ -174,7 +175,7 @@ def _read(path: Path) -> tuple[Key, ...]:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise LocalProtocolError(f"the cluster key file {path} is no file")
-            if status.st_mode & 0o077:
+            if not is_private(status):
                 raise LocalProtocolError(f"others may read the cluster key file {path}; do: chmod 600 {path}")
             data = file.read(MAX_FILE_BYTES)
     except OSError as error:

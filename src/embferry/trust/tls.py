@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from embferry.protocol.errors import TlsFailed
 
+from .private_files import is_private
 from .reread import Reread
 
 
@@ -29,6 +30,8 @@ class Tls:
         key: PEM file with its private key, which only its owner may read.
         required: Whether this part makes and accepts no connection without TLS. If not, it accepts both, tells its
             peers to come without, and dials as the peer's address says: for the time in which a cluster changes over.
+        checks_hosts: Whether a peer that was dialled must have a certificate for the host by which it was. If not, any
+            certificate of ``ca`` will do, so that must be the cluster's own: for hosts that change all the time.
 
     Raises:
         TlsFailed: A file cannot be used; the text names it.
@@ -41,11 +44,14 @@ class Tls:
         key: str | os.PathLike[str],
         *,
         required: bool = True,
+        checks_hosts: bool = True,
     ) -> None:
         self.required = required
         self._cert = Path(cert)
         paths = Path(ca), self._cert, Path(key)
-        self._files = Reread(f"the certificate in {cert}, its key and its CA", paths, lambda: _Contexts(*paths))
+        self._files = Reread(
+            f"the certificate in {cert}, its key and its CA", paths, lambda: _Contexts(*paths, checks_hosts)
+        )
 
     def __repr__(self) -> str:
         return f"Tls({self._cert}, {'required' if self.required else 'not required'})"
@@ -60,7 +66,7 @@ class Tls:
         return contexts.accepting if clients else contexts.open_to_all
 
     def dialling(self) -> ssl.SSLContext:
-        """Returns the context for a connection that this end makes. It checks the host's name or address."""
+        """Returns the context for a connection that this end makes. It checks the host, unless told otherwise."""
         return self._files.value().dialling
 
     def renewed(self, context: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
@@ -98,10 +104,11 @@ class _Contexts:
         TlsFailed: A file cannot be used.
     """
 
-    def __init__(self, ca: Path, cert: Path, key: Path) -> None:
+    def __init__(self, ca: Path, cert: Path, key: Path, checks_hosts: bool) -> None:
         for path in (ca, cert, key):
             _check_readable(path, is_secret=path == key)
         self.dialling = _context(ssl.PROTOCOL_TLS_CLIENT, ca, cert, key)
+        self.dialling.check_hostname = checks_hosts
         self.accepting = _context(ssl.PROTOCOL_TLS_SERVER, ca, cert, key)
         self.open_to_all = _context(ssl.PROTOCOL_TLS_SERVER, ca, cert, key)
         self.open_to_all.verify_mode = ssl.CERT_NONE
@@ -194,12 +201,12 @@ def _check_readable(path: Path, *, is_secret: bool) -> None:
     name = "private key" if is_secret else "certificate"
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            status = os.fstat(file.fileno())
     except OSError as error:
         raise TlsFailed(f"the {name} file {path} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise TlsFailed(f"the {name} file {path} is no file")
-    if is_secret and mode & 0o077:
+    if is_secret and not is_private(status):
         raise TlsFailed(f"others may read the private key file {path}; do: chmod 600 {path}")
 
 

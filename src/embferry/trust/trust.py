@@ -21,6 +21,7 @@ KEY_FILE_ENV = "EMBFERRY_CLUSTER_KEY_FILE"
 INSECURE_ENV = "EMBFERRY_INSECURE"
 TLS_ENV = ("EMBFERRY_TLS_CA", "EMBFERRY_TLS_CERT", "EMBFERRY_TLS_KEY")
 TLS_REQUIRED_ENV = "EMBFERRY_TLS_REQUIRED"
+TLS_HOSTS_ENV = "EMBFERRY_TLS_CHECK_HOSTS"
 EVERYWHERE = ("0.0.0.0", "::", "[::]", "")
 """Hosts to listen on that no peer dials."""
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -55,7 +56,8 @@ class Trust:
             insecure: Whether strangers may be let in, even if the environment does not say so.
             environ: ``EMBFERRY_CLUSTER_KEY`` (one key, or two separated by a comma) or ``EMBFERRY_CLUSTER_KEY_FILE``,
                 and ``EMBFERRY_INSECURE``; ``EMBFERRY_TLS_CA``, ``EMBFERRY_TLS_CERT`` and ``EMBFERRY_TLS_KEY``, the
-                files of :class:`.tls.Tls`, and ``EMBFERRY_TLS_REQUIRED``. None: the environment of this process.
+                files of :class:`.tls.Tls`, ``EMBFERRY_TLS_REQUIRED`` and ``EMBFERRY_TLS_CHECK_HOSTS``. None: the
+                environment of this process.
 
         Raises:
             LocalProtocolError: A value is wrong, both of the keys are given, or only a part of the TLS files.
@@ -164,10 +166,11 @@ def _tls_of(environ: Mapping[str, str]) -> Tls | None:
     if missing := [name for name, path in zip(TLS_ENV, paths, strict=True) if not path]:
         verb = "is" if len(missing) == 1 else "are"
         raise LocalProtocolError(f"TLS needs all of {', '.join(TLS_ENV)}; {' and '.join(missing)} {verb} not set")
-    return _tls(*paths, required=_is_on(environ, TLS_REQUIRED_ENV, default=True))
+    required, checks_hosts = (_is_on(environ, name, default=True) for name in (TLS_REQUIRED_ENV, TLS_HOSTS_ENV))
+    return _tls(*paths, required=required, checks_hosts=checks_hosts)
 
 
 @lru_cache(maxsize=8)
-def _tls(ca: str, cert: str, key: str, *, required: bool) -> Tls:
+def _tls(ca: str, cert: str, key: str, *, required: bool, checks_hosts: bool) -> Tls:
     """Reads the files once a process; it is asked for by everything that listens or dials."""
-    return Tls(ca, cert, key, required=required)
+    return Tls(ca, cert, key, required=required, checks_hosts=checks_hosts)

@@ -1,0 +1,1 @@
+"""The files that run embferry in containers and on Kubernetes: image, compose file, chart."""
