@@ -50,6 +50,7 @@ _BY_KEY = {
     "ray.min_languages": "WORKERS",
     "ray.max_languages": "WORKERS",
     "ray.work_per_language": "REQUESTS",
+    "ray.router_resources": "NAME:AMOUNT,...",
     "ray.encoder_resources": "NAME:AMOUNT,...",
     "ray.language_resources": "NAME:AMOUNT,...",
     "ray.vllm_arguments": "WORDS",

@@ -466,13 +466,14 @@ class RaySettings(Section):
     """Seconds that a worker has to finish what it has begun when it is taken away. It gets no new requests meanwhile."""
     router_cpus: Amount = 1
     """Processors that a router reserves on its node; Ray does not limit it to them."""
+    router_resources: Resources = {}
+    """Further resources of Ray that a router reserves, to choose its nodes: `front:1`, or `{front: 1}` in the file."""
     encoder_cpus: Amount = 1
     """Processors that an encode worker reserves."""
     encoder_gpus: Amount = 0
     """GPUs that an encode worker reserves; a part of one is possible."""
     encoder_resources: Resources = {}
-    """Further resources of Ray that an encode worker reserves, to choose its nodes: `vision:1`, or
-    `{vision: 1}` in the file."""
+    """Further resources of Ray that an encode worker reserves."""
     language_cpus: Amount = 1
     """Processors that a language worker reserves."""
     language_gpus: Amount = 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from embferry.deploy.ray.names import ROUTER, WorkerRole
 from embferry.deploy.ray.router import ingress
@@ -19,6 +20,8 @@ TOLD_SECONDS = 1.0
 """Between two times at which routers are told the load of a worker."""
 WAIT_LOOP_SECONDS = 0.5
 """Seconds after which a replica that is taken away begins to end: routers have been told by then."""
+LOGGING = LoggingConfig(enable_access_log=False)
+"""The router has a line for each request already."""
 MANY_REQUESTS = 100_000
 """Requests that Serve lets a router have. The router itself bounds them, with errors that say so."""
 
@@ -55,7 +58,8 @@ def application(settings: Settings, *, needs_key: bool = False) -> serve.Applica
         graceful_shutdown_wait_loop_s=WAIT_LOOP_SECONDS,
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=HEALTH_TIMEOUT,
-        ray_actor_options={"num_cpus": ray.router_cpus},
+        logging_config=LOGGING,
+        ray_actor_options={"num_cpus": ray.router_cpus, "resources": ray.router_resources},
     )
     return router.bind(settings, needs_key, encode, language)
 
@@ -83,6 +87,7 @@ def worker(
         graceful_shutdown_wait_loop_s=WAIT_LOOP_SECONDS,
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=HEALTH_TIMEOUT,
+        logging_config=LOGGING,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "resources": resources},
     )
     return deployment.bind(role, settings)

@@ -1,0 +1,170 @@
+"""``embferry serve --on ray``: the application on a Ray cluster, in the foreground."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import ray
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from embferry.deploy.ray import cluster, proxies
+from embferry.deploy.ray.application import application, unusable
+from embferry.deploy.ray.names import APPLICATION
+from embferry.serve.config import Settings
+from embferry.serve.config_load import ConfigError
+from embferry.serve.http.address import bracketed, get
+from embferry.serve.supervisor.first_question import KEY
+from embferry.serve.supervisor.local import LOOPBACK
+from embferry.serve.supervisor.ports import problems, wanted_router
+from embferry.serve.supervisor.serve import ENDING, end, invite
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+READY_SECONDS = 2.0
+MAX_REASON = 4000
+"""Characters of a reason of Ray's that are shown: the last ones, where a traceback says what happened."""
+
+
+class _FailedError(Exception):
+    """The application cannot be brought up. The message says why."""
+
+
+def run(settings: Settings) -> None:
+    """Starts the application and keeps it until SIGINT or SIGTERM; a second one ends this process at once.
+
+    Ends the process with status 1 if the application cannot be brought up.
+
+    Raises:
+        ConfigError: the settings cannot be used on Ray.
+        TransportError: the Ray cluster cannot be reached.
+    """
+    began = time.monotonic()
+    needs_key = settings.router.api_key is not None and settings.place("router", "api_key") == KEY
+    shared = _without_key(settings) if needs_key else settings
+    wrong = unusable(shared)
+    if not settings.router.port:
+        wrong.append(f"{settings.place('router', 'port')} 0: Ray's proxies need the number of a port")
+    if wrong:
+        raise ConfigError(wrong)
+    if settings.ray.address is None and (taken := problems(settings, [wanted_router(settings)])):
+        end(taken, 1)
+    log.info("%s", "starting Ray on this machine" if settings.ray.address is None else "connecting to the Ray cluster")
+    cluster.connect(settings)
+    with _interrupts() as ending:
+        try:
+            with _serve(settings) as url:
+                _bring_up(shared, needs_key, url, ending)
+                if not ending.is_set():
+                    log.info("ready: %s at %s/v1 after %.1f s", settings.public_model_name, url, time.monotonic() - began)
+                    log.info("watch it at work: %s/", url)
+                    invite(url, settings)
+                ending.wait()
+                log.info(ENDING)
+        except _FailedError as error:
+            end([str(error)], 1)
+        finally:
+            ray.shutdown()
+    log.info("everything has ended")
+
+
+def _without_key(settings: Settings) -> Settings:
+    """Returns the settings without the API key, which the nodes have in their own environment."""
+    return settings.model_copy(update={"router": settings.router.model_copy(update={"api_key": None})})
+
+
+@contextlib.contextmanager
+def _serve(settings: Settings) -> Iterator[str]:
+    """Runs Ray Serve within the block, unless it runs anyway; ends the application after it. Yields the API's URL.
+
+    Raises:
+        _FailedError: there is such an application already.
+    """
+    try:
+        has_begun = not serve.status().proxies
+    except RayServeException:
+        has_begun = True
+    if has_begun:
+        options = {"host": settings.host, "port": settings.router.port}
+        serve.start(proxy_location="EveryNode", http_options=options)
+    if APPLICATION in serve.status().applications:
+        raise _FailedError(f"an application named {APPLICATION} runs on this cluster; end it first: serve shutdown")
+    host, port = proxies.address()
+    if not has_begun and (host, port) != (settings.host, settings.router.port):
+        log.info("Ray Serve runs here already, and its proxies listen on port %d of %s", port, host)
+    try:
+        yield f"http://{bracketed(LOOPBACK.get(host, host))}:{port}"
+    finally:
+        serve.delete(APPLICATION)
+        if has_begun and not serve.status().applications:
+            serve.shutdown()
+
+
+def _bring_up(settings: Settings, needs_key: bool, url: str, ending: threading.Event) -> None:
+    """Starts the application and tells of its progress until it is ready, or ``ending`` is set.
+
+    Raises:
+        _FailedError: it cannot be brought up.
+    """
+    seconds = settings.vllm.instance_timeout if settings.router.engine == "vllm" else settings.serve.start_timeout
+    deadline = time.monotonic() + seconds
+    failures: list[Exception] = []
+
+    def deploy() -> None:
+        try:
+            serve.run(application(settings, needs_key=needs_key), name=APPLICATION)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the main thread tells it
+            failures.append(error)
+
+    threading.Thread(target=deploy, name="ray-deploy", daemon=True).start()
+    told: dict[str, str] = {}
+    while not ending.wait(POLL_SECONDS):
+        for name, state in _states().items():
+            if told.get(name) != state:
+                told[name] = state
+                log.info("%s: %s", name, state)
+        if failures:
+            raise _FailedError(f"Ray cannot start it: {str(failures[0])[-MAX_REASON:].strip()}")
+        if get(url, "/ready", READY_SECONDS)[0] == 200:
+            return
+        if time.monotonic() > deadline:
+            raise _FailedError(f"not ready within {seconds:g} s: {told or 'Ray has started nothing yet'}")
+
+
+def _states() -> dict[str, str]:
+    """Returns the state of each deployment in words."""
+    application = serve.status().applications.get(APPLICATION)
+    if application is None:
+        return {}
+    found = {}
+    for name, one in application.deployments.items():
+        counts = ", ".join(f"{count} {state.value.lower()}" for state, count in one.replica_states.items() if count)
+        found[name] = " - ".join(part for part in (counts or "nothing runs", one.message[-MAX_REASON:]) if part)
+    return found
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Yields an event that the first SIGINT or SIGTERM sets. A second one ends the process, and what it has started."""
+    ending = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if ending.is_set():
+            ray.shutdown()
+            os._exit(128 + number)
+        ending.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ending
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
