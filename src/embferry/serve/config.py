@@ -441,8 +441,8 @@ class RaySettings(Section):
     """With `--on ray`, and for the application `embferry.deploy.ray:app`: what Ray Serve starts, and where."""
 
     address: str | None = None
-    """`embferry serve --on ray`: the Ray cluster, such as `auto`, the one that this machine belongs to. If unset, one is
-    started on this machine alone, and ends with the command."""
+    """`embferry serve --on ray`: the Ray cluster, such as `auto`, the one that this machine belongs to. If unset, one
+    is started on this machine alone, and ends with the command."""
     routers: Positive = 1
     """Routers. Ray's proxies share requests out among them."""
     min_encoders: Positive = 1
@@ -463,7 +463,7 @@ class RaySettings(Section):
     downscale_delay: Seconds = 60
     """Seconds for which there must be too little work before a worker is taken away."""
     drain_timeout: Seconds = 60
-    """Seconds that a worker has to finish what it has begun when it is taken away. It gets no new requests meanwhile."""
+    """Seconds that a worker has to finish what it has begun when it is taken away. It gets no new requests by then."""
     router_cpus: Amount = 1
     """Processors that a router reserves on its node; Ray does not limit it to them."""
     router_resources: Resources = {}

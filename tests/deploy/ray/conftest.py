@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine: one with the router and the language workers, two for encode workers."""
+"""A Ray cluster of three nodes on this machine: one with the router and the language workers, two for encoders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
-from embferry.serve.config import RaySettings, RouterSettings, SecuritySettings, ServeSettings, Settings, TransferSettings
+from embferry.serve.config import (
+    RaySettings,
+    RouterSettings,
+    SecuritySettings,
+    ServeSettings,
+    Settings,
+    TransferSettings,
+)
 from embferry.serve.http.address import get
 from embferry.trust.keys import Key
 from tests.deploy.ray.questions import Question, questions

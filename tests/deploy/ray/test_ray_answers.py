@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -20,12 +19,12 @@ HOLDING = r"embferry_(?:encode_rooms|language_requests)\b"
 
 
 @pytest.fixture(scope="module")
-def running(cluster: RayCluster) -> Iterator[RayCluster]:
+def running(cluster: RayCluster) -> RayCluster:
     """The application with an encode worker on each of two nodes."""
     ray = cluster.settings.ray.model_copy(update={"min_encoders": 2, "max_encoders": 2})
     cluster.run(cluster.settings.model_copy(update={"ray": ray}))
     wait(lambda: cluster.count("encode") == 2, "two encode workers", START)
-    yield cluster
+    return cluster
 
 
 def pid_of(worker: dict[str, Any]) -> int:
@@ -93,9 +92,7 @@ def hold_a_transfer(cluster: RayCluster) -> tuple[dict[str, Any], dict[str, Any]
     return found
 
 
-def test_a_node_killed_in_the_middle_of_transfers_costs_no_request(
-    running: RayCluster, asked: list[Question]
-) -> None:
+def test_a_node_killed_in_the_middle_of_transfers_costs_no_request(running: RayCluster, asked: list[Question]) -> None:
     longest = asked[:1]
     with asking(running.url, longest, clients=4) as clients:
         worker, request = hold_a_transfer(running)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from embferry.serve.config import EncodeSettings, TransferSettings
@@ -14,7 +12,7 @@ pytestmark = RAY
 
 
 @pytest.fixture(scope="module")
-def running(cluster: RayCluster) -> Iterator[RayCluster]:
+def running(cluster: RayCluster) -> RayCluster:
     """The application with one encode worker, and a second one while more than two requests wait to be encoded.
 
     The pool is large and encode workers keep nothing, so that what takes long is the encoder.
@@ -27,7 +25,7 @@ def running(cluster: RayCluster) -> Iterator[RayCluster]:
         "transfer": TransferSettings(),
     }
     cluster.run(cluster.settings.model_copy(update=changes))
-    yield cluster
+    return cluster
 
 
 def test_a_burst_brings_a_second_encode_worker_and_its_end_takes_it_away(

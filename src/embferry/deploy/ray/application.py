@@ -11,6 +11,7 @@ from ray.serve.schema import LoggingConfig
 from embferry.deploy.ray.names import ROUTER, WorkerRole
 from embferry.deploy.ray.router import ingress
 from embferry.deploy.ray.scaling import autoscaling
+from embferry.deploy.ray.vllm_instance import VllmReplica
 from embferry.deploy.ray.worker import WorkerReplica
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
@@ -75,7 +76,7 @@ def worker(
         else (ray.min_languages, ray.max_languages, ray.work_per_language)
     )
     deployment: Any = serve.deployment(
-        WorkerReplica,
+        VllmReplica if settings.router.engine == "vllm" else WorkerReplica,
         name=role,
         autoscaling_config=autoscaling(*bounds, ray.upscale_delay, ray.downscale_delay),
         request_router_config=RequestRouterConfig(
@@ -101,4 +102,14 @@ def unusable(settings: Settings) -> list[str]:
         problems.append(f"{settings.place('router', 'api_key')}: {why}, or use router.api_keys_file")
     if settings.wire == "origin":
         problems.append(f"{settings.place('wire')}: workers behind SGLang's load balancer do not run on Ray")
+    if settings.router.engine == "vllm":
+        if settings.ray.routers > 1:  # an instance reports to the router that has asked it, and knows one address
+            problems.append(f"{settings.place('ray', 'routers')}: with vLLM, there is one router on Ray")
+        if settings.vllm.prefills or settings.vllm.decodes:
+            named = settings.place("vllm", "prefills" if settings.vllm.prefills else "decodes")
+            problems.append(f"{named}: prefill and decode instances do not run on Ray; leave it out")
+        if settings.vllm.connector != "embferry":
+            problems.append(
+                f"{settings.place('vllm', 'connector')}: instances on Ray have the connector of this project"
+            )
     return problems

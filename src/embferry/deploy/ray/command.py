@@ -18,6 +18,7 @@ from ray.serve.exceptions import RayServeException
 from embferry.deploy.ray import cluster, proxies
 from embferry.deploy.ray.application import application, unusable
 from embferry.deploy.ray.names import APPLICATION
+from embferry.deploy.ray.secrets import without_api_key
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
 from embferry.serve.http.address import bracketed, get
@@ -49,7 +50,7 @@ def run(settings: Settings) -> None:
     """
     began = time.monotonic()
     needs_key = settings.router.api_key is not None and settings.place("router", "api_key") == KEY
-    shared = _without_key(settings) if needs_key else settings
+    shared = without_api_key(settings) if needs_key else settings
     wrong = unusable(shared)
     if not settings.router.port:
         wrong.append(f"{settings.place('router', 'port')} 0: Ray's proxies need the number of a port")
@@ -64,7 +65,9 @@ def run(settings: Settings) -> None:
             with _serve(settings) as url:
                 _bring_up(shared, needs_key, url, ending)
                 if not ending.is_set():
-                    log.info("ready: %s at %s/v1 after %.1f s", settings.public_model_name, url, time.monotonic() - began)
+                    log.info(
+                        "ready: %s at %s/v1 after %.1f s", settings.public_model_name, url, time.monotonic() - began
+                    )
                     log.info("watch it at work: %s/", url)
                     invite(url, settings)
                 ending.wait()
@@ -74,11 +77,6 @@ def run(settings: Settings) -> None:
         finally:
             ray.shutdown()
     log.info("everything has ended")
-
-
-def _without_key(settings: Settings) -> Settings:
-    """Returns the settings without the API key, which the nodes have in their own environment."""
-    return settings.model_copy(update={"router": settings.router.model_copy(update={"api_key": None})})
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ class Replica(ABC):
     """
 
     counted: Counted
+    health_path = "/ready"
 
     def __init__(self, role: WorkerRole, settings: Settings) -> None:
         self.role, self.settings = role, settings
@@ -74,13 +75,14 @@ class Replica(ABC):
     # Called by Ray Serve
 
     async def introduce(self) -> None:
-        """Does nothing. Routers call it once, which has Serve keep them informed of the replicas."""
+        """Answers a router, which calls it once: that has Serve keep the router informed of the replicas."""
+        log.debug("%s has been introduced to a router", self.name)
 
     async def check_health(self) -> None:
         """Raises an exception if requests would fail."""
-        status, body = await self._get("/ready")
+        status, body = await self._get(self.health_path)
         if status != 200:
-            raise RuntimeError(f"{self.name} answers {status} at {self.url}/ready: {body[:1000]!r}")
+            raise RuntimeError(f"{self.name} answers {status} at {self.url}{self.health_path}: {body[:1000]!r}")
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Returns what Serve passes on to the routers."""

@@ -23,7 +23,7 @@ POLL_SECONDS = 1.0
 
 
 class ReplicaList:
-    """The source of a router's list of workers (:class:`.WorkerSource`).
+    """The source of a router's list: of workers (:class:`.WorkerSource`), or of instances (:class:`.InstanceSource`).
 
     Serve writes on a thread of its own, the router reads on its event loop.
     """
@@ -32,12 +32,12 @@ class ReplicaList:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._told: dict[WorkerRole, tuple[msgspec.Raw, ...]] = {}
+        self._told: dict[str, tuple[dict[str, Any], ...]] = {}
         self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def put(self, role: WorkerRole, workers: Iterable[dict[str, Any]]) -> None:
         """Replaces the workers of a role. Those that tell nothing yet are left out."""
-        told = tuple(msgspec.Raw(msgspec.json.encode(worker)) for worker in workers if worker)
+        told = tuple(worker for worker in workers if worker)
         with self._lock:
             self._told[role] = told
             reader = self._reader
@@ -47,14 +47,19 @@ class ReplicaList:
                 loop.call_soon_threadsafe(changed.set)
 
     async def read(self) -> WorkerList:
-        changed = self._changed()
-        changed.clear()
         with self._lock:
-            return WorkerList(tuple(worker for workers in self._told.values() for worker in workers))
+            told = [worker for workers in self._told.values() for worker in workers]
+        return WorkerList(tuple(msgspec.Raw(msgspec.json.encode(worker)) for worker in told))
+
+    def urls(self, role: str) -> list[str]:
+        with self._lock:
+            return [worker["url"] for worker in self._told.get(role, ())]
 
     async def wait(self) -> None:
+        changed = self._changed()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed().wait(), POLL_SECONDS)
+            await asyncio.wait_for(changed.wait(), POLL_SECONDS)
+        changed.clear()  # what comes from here on is read next
 
     def absence(self, role: Role) -> str:
         return f"no {role} worker runs on Ray yet, or none tells of itself"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from pydantic import SecretStr
 from ray import serve
 
 from embferry.deploy.ray.names import ROUTER
 from embferry.deploy.ray.proxies import check_proxies
 from embferry.deploy.ray.replica_list import REPLICAS
+from embferry.deploy.ray.secrets import with_api_key
 from embferry.observe.logs import configure
 from embferry.serve import security
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
-from embferry.serve.config_values import api_key
 from embferry.serve.http.app import RouterApp
 from embferry.serve.supervisor.first_question import KEY
 
@@ -36,7 +34,7 @@ class RouterReplica:
         name = f"{ROUTER}-{serve.get_replica_context().replica_id.unique_id}"
         configure(settings.log_level, settings.log_format, name)
         security.apply(settings)
-        self._settings = with_key(settings)
+        self._settings = with_api_key(settings)
         if needs_key and self._settings.router.api_key is None:
             raise ConfigError([f"embferry serve was given {KEY}, and this node was not: set it where Ray is started"])
         check_proxies(self._settings)
@@ -45,17 +43,13 @@ class RouterReplica:
 
     def __serve_build_asgi_app__(self) -> RouterApp:
         """Returns the application. Serve calls it once after the constructor, and runs its lifespan."""
-        from embferry.serve.router import app
+        if self._settings.router.engine == "vllm":  # the router before it loads less
+            from embferry.serve.vllm import app as before_vllm
 
-        return app.build(self._settings, source=REPLICAS)
+            return before_vllm.build(self._settings, source=REPLICAS)
+        from embferry.serve.router import app as before_workers
 
-
-def with_key(settings: Settings) -> Settings:
-    """Returns the settings with the API key of the environment, which is the only place for one on Ray."""
-    if not (text := os.environ.get(KEY)):
-        return settings
-    router = settings.router.model_copy(update={"api_key": SecretStr(api_key(text))})
-    return settings.model_copy(update={"router": router})
+        return before_workers.build(self._settings, source=REPLICAS)
 
 
 def ingress() -> type[Any]:

@@ -12,7 +12,7 @@ from embferry.deploy.ray import replica_list
 from embferry.deploy.ray.names import WorkerRole
 
 
-class ToldReplicas(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is not among the packages that are checked
+class ToldReplicas(FIFOMixin, RequestRouter):  # type: ignore[misc]  # of Ray, which is not checked
     """What Serve calls a request router: it gets the replicas of a deployment, and passes them on to :data:`.replica_list.REPLICAS`.
 
     Requests to the workers do not go through Serve, so it has next to nothing to route.

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection, MutableMapping
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import httpx
 import xxhash
@@ -32,8 +33,25 @@ MAX_INCARNATIONS = 2
 """Incarnations of an instance that are tried for one item: an instance may answer probes and fail every request."""
 
 
+class InstanceSource(Protocol):
+    """What tells which instances there are, where that is not in the settings."""
+
+    def urls(self, role: Role) -> Collection[str]:
+        """Returns the URLs of the instances of a role."""
+        ...
+
+    async def wait(self) -> None:
+        """Waits until they may have changed."""
+        ...
+
+
 class Fleet(Backends[VllmRouterMetrics]):
     """Probes all instances for as long as :meth:`watch` runs.
+
+    Args:
+        settings: all of them.
+        transport: replaces the network in tests.
+        source: tells which instances there are from then on; the settings alone if None.
 
     Attributes:
         encoders: the instances that encode.
@@ -44,8 +62,14 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     keepalive_seconds = 2.0  # vLLM closes an idle connection after 5 s; no request may go to one that is being closed
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        transport: httpx.AsyncBaseTransport | None = None,
+        source: InstanceSource | None = None,
+    ) -> None:
         super().__init__(settings, VllmRouterMetrics(), transport)
+        self._source = source
         vllm = settings.vllm
         self.encoders = [Instance("encode", url) for url in vllm.encode_urls]
         urls = vllm.prefill_urls or vllm.language_urls
@@ -56,8 +80,10 @@ class Fleet(Backends[VllmRouterMetrics]):
         self._roles: dict[Role, list[Instance]] = {"encode": self.encoders, self.receiving: self.languages}
         if self.decoders:
             self._roles["decode"] = self.decoders
-        keys = Trust.of_environment().keys
-        self._provers = {one: InstanceProver(keys, one.url) for one in self.instances}
+        self._keys = Trust.of_environment().keys
+        self._provers: MutableMapping[Instance, InstanceProver] = WeakKeyDictionary()
+        for one in self.instances:
+            self._provers[one] = InstanceProver(self._keys, one.url)
         key = settings.router.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         self._set_gauges()
@@ -66,6 +92,30 @@ class Fleet(Backends[VllmRouterMetrics]):
         async with asyncio.TaskGroup() as group:
             for instance in self.instances:
                 group.create_task(self._watch(instance))
+            while self._source is not None:
+                for instance in self._changed(self._source):
+                    group.create_task(self._watch(instance))
+                await self._source.wait()
+
+    def _changed(self, source: InstanceSource) -> list[Instance]:
+        """Takes over the instances that there are. Returns the new ones.
+
+        One that is not among them gets no new requests. It is probed until it has ended, for those that it still has.
+        """
+        added = []
+        for role, instances in self._roles.items():
+            urls = [url.rstrip("/") for url in source.urls(role)]
+            for one in [one for one in instances if one.url not in urls]:
+                log.info("%r is not counted any more", one)
+                self.journal.event("worker_lost", worker=one.url, role=role)
+                instances.remove(one)
+            for url in [url for url in urls if url not in {one.url for one in instances}]:
+                instance = Instance(role, url)
+                self._provers[instance] = InstanceProver(self._keys, url)
+                instances.append(instance)
+                added.append(instance)
+        self._set_gauges()
+        return added
 
     @property
     def instances(self) -> list[Instance]:
@@ -278,7 +328,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         return {role: sum(one.up and not one.unfit for one in instances) for role, instances in self._roles.items()}
 
     async def _watch(self, instance: Instance) -> None:
-        while True:
+        while instance in self.instances or instance.up:
             await self._probe(instance)
             instance.suspected.clear()
             with contextlib.suppress(TimeoutError):
