@@ -94,7 +94,7 @@ class Place:
 
 
 def instance_program(settings: Settings, role: ProcessRole, place: Place, extra: Sequence[str]) -> Program:
-    """Returns the process that runs one instance, :mod:`.vllm_child`. ``extra``: the user's own arguments, which win."""
+    """Returns the process of one instance, :mod:`.vllm_child`. ``extra``: the user's own arguments, which win."""
     told: dict[str, Any] = {
         "command": instance_command(settings, role, place, extra),
         "url": place.url,
