@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -23,8 +23,10 @@ from embferry.serve.config import (
 )
 from embferry.serve.http.address import get
 from embferry.trust.keys import Key
-from tests.deploy.ray.questions import Question, questions
 from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from tests.deploy.ray.questions import Question
 
 RAY = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 """The marks of every test on the cluster. Ray's own code, which runs in this process too, uses what is deprecated."""
@@ -152,18 +154,35 @@ def measured(url: str, pattern: str) -> float:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+def key() -> str:
+    """The cluster key, as it is written into its file."""
+    return Key.new().written()
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """More variables of every node."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, key: str, environment: dict[str, str]) -> Iterator[RayCluster]:
     key_file = tmp_path_factory.mktemp("key") / "key"
-    key_file.write_text(Key.new().written())
+    key_file.write_text(key)
     key_file.chmod(0o600)
-    running = RayCluster(key_file)
-    try:
-        yield running
-    finally:
-        running.close()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (environment | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
+            patch.setenv(name, value)
+        running = RayCluster(key_file)
+        try:
+            yield running
+        finally:
+            running.close()
 
 
 @pytest.fixture(scope="session")
 def asked(cluster: RayCluster) -> list[Question]:
     """Questions with the answers of one process that has the whole model."""
+    from tests.deploy.ray.questions import questions  # not where vLLM is, which lacks what reads videos
+
     return questions(cluster.settings)
