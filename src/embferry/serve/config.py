@@ -8,21 +8,20 @@ environment and ``--transfer-num-blocks`` on the command line. All processes of 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
     field_validator,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from embferry.serve.config_base import Port, Positive, Seconds, Section
+from embferry.serve.config_ray import RaySettings
 from embferry.serve.config_values import (
     AddressOrUrl,
     CacheUrl,
@@ -31,11 +30,9 @@ from embferry.serve.config_values import (
     MediaHosts,
     Origins,
     ProxyUrl,
-    Resources,
     ServerUrl,
     TracesUrl,
     Urls,
-    Words,
     ZmqUrls,
     api_key,
     split,
@@ -74,12 +71,7 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
-Work = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 TransportName = Annotated[str, AfterValidator(_known_transport)]
 Transports = Annotated[
     tuple[TransportName, ...], BeforeValidator(split), AfterValidator(_each_once), Field(min_length=1)
@@ -88,12 +80,6 @@ Parameter = Annotated[str, Field(coerce_numbers_to_str=True)]
 METADATA_SERVER = r"^(P2PHANDSHAKE|(https?|etcd|redis)://\S+)$"
 """The values that Mooncake accepts; with any other its engine ends the process."""
 Backends = Annotated[dict[str, dict[str, Parameter]], BeforeValidator(_without_parameters), Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, and values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class TransferSettings(Section):
@@ -435,62 +421,6 @@ class VllmSettings(Section):
     """`embferry serve`: transports for the embeddings, the preferred one first."""
     instance_timeout: Seconds = 600
     """`embferry serve`: seconds within which every instance must be ready."""
-
-
-class RaySettings(Section):
-    """With `--on ray`, and for the application `embferry.deploy.ray:app`: what Ray Serve starts, and where."""
-
-    address: str | None = None
-    """`embferry serve --on ray`: the Ray cluster, such as `auto`, the one that this machine belongs to. If unset, one
-    is started on this machine alone, and ends with the command."""
-    routers: Positive = 1
-    """Routers. Ray's proxies share requests out among them."""
-    min_encoders: Positive = 1
-    """Encode workers that there are always."""
-    max_encoders: Positive = 4
-    """Encode workers that there may be."""
-    work_per_encoder: Work = 4
-    """Requests that are being decoded and encoded, or wait for that, for each encode worker: with more, another one is
-    started, with fewer, one is taken away. With vLLM: requests that run or wait in its instance."""
-    min_languages: Positive = 1
-    """Language workers that there are always."""
-    max_languages: Positive = 4
-    """Language workers that there may be."""
-    work_per_language: Work = 8
-    """The same as `work_per_encoder`: requests that are being answered, or wait for that, for each language worker."""
-    upscale_delay: Seconds = 5
-    """Seconds for which there must be too much work before a worker is started."""
-    downscale_delay: Seconds = 60
-    """Seconds for which there must be too little work before a worker is taken away."""
-    drain_timeout: Seconds = 60
-    """Seconds that a worker has to finish what it has begun when it is taken away. It gets no new requests by then."""
-    router_cpus: Amount = 1
-    """Processors that a router reserves on its node; Ray does not limit it to them."""
-    router_resources: Resources = {}
-    """Further resources of Ray that a router reserves, to choose its nodes: `front:1`, or `{front: 1}` in the file."""
-    encoder_cpus: Amount = 1
-    """Processors that an encode worker reserves."""
-    encoder_gpus: Amount = 0
-    """GPUs that an encode worker reserves; a part of one is possible."""
-    encoder_resources: Resources = {}
-    """Further resources of Ray that an encode worker reserves."""
-    language_cpus: Amount = 1
-    """Processors that a language worker reserves."""
-    language_gpus: Amount = 0
-    """GPUs that a language worker reserves."""
-    language_resources: Resources = {}
-    """Further resources of Ray that a language worker reserves."""
-    vllm_arguments: Words = ()
-    """With `--engine vllm`: arguments for each `vllm serve`, the same as after `--` of `embferry serve`."""
-
-    @model_validator(mode="after")
-    def _bounds_are_in_order(self) -> Self:
-        for role in ("encoders", "languages"):
-            least, most = getattr(self, f"min_{role}"), getattr(self, f"max_{role}")
-            if least > most:
-                why = f"min_{role} {least} is more than max_{role} {most}"
-                raise PydanticCustomError("bounds", "{why}", {"why": why})
-        return self
 
 
 class SecuritySettings(Section):

@@ -52,7 +52,7 @@ def test_a_stream_arrives_event_by_event_and_ends_when_its_client_leaves(running
         assert seen[-1]["choices"][0]["finish_reason"] is None
         (language,) = running.workers("language")
         assert measured(language["url"], HOLDING) == 1  # the answer is still being computed
-    wait(lambda: measured(language["url"], HOLDING) == 0, "the end of the answer that nobody reads")
+    wait(lambda: measured(language["url"], HOLDING) == 0, "the end of the abandoned answer")
 
 
 def test_a_body_of_many_megabytes_passes_the_proxy(running: RayCluster) -> None:

@@ -53,7 +53,7 @@ def key() -> str:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """What vLLM needs on a machine without a GPU, in the environment of every node."""
+    """The variables of every node that vLLM needs on a machine without a GPU."""
     return {name: value for name, value in ENVIRONMENT.items() if not name.startswith("EMBFERRY_")}
 
 

@@ -12,7 +12,7 @@ from embferry.serve.config import Settings
 from embferry.serve.security import check_part
 
 LOCAL_HOST = "127.0.0.1"
-"""The address of a cluster of this machine alone, and so of its workers: nobody else reaches them."""
+"""The address of a cluster of this machine alone, and so of its workers, which only this machine reaches."""
 STORE_BYTES = 100 << 20
 """Bytes of such a cluster's object store, through which no embedding goes."""
 MUCH = 1e6

@@ -119,7 +119,7 @@ def _bring_up(settings: Settings, needs_key: bool, url: str, ending: threading.E
     def deploy() -> None:
         try:
             serve.run(application(settings, needs_key=needs_key), name=APPLICATION)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the main thread tells it
+        except Exception as error:  # noqa: BLE001 - the main thread tells it
             failures.append(error)
 
     threading.Thread(target=deploy, name="ray-deploy", daemon=True).start()

@@ -1,4 +1,4 @@
-"""What a worker says of itself on its page of metrics: the requests that run or wait there."""
+"""The work of a worker, from its page of metrics: the requests that run or wait there."""
 
 from __future__ import annotations
 

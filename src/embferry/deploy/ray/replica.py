@@ -1,4 +1,4 @@
-"""What every replica of a worker has: a process, its health, its work, and an end that loses nothing."""
+"""The base of all replicas of workers: a process, its health, its work, and an end that loses nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Replica(ABC):
     # Called by Ray Serve
 
     async def introduce(self) -> None:
-        """Answers a router, which calls it once: that has Serve keep the router informed of the replicas."""
+        """Does next to nothing. A router calls it once, which has Serve keep the router informed of the replicas."""
         log.debug("%s has been introduced to a router", self.name)
 
     async def check_health(self) -> None:

@@ -13,9 +13,10 @@ from embferry.deploy.ray.names import WorkerRole
 
 
 class ToldReplicas(FIFOMixin, RequestRouter):  # type: ignore[misc]  # of Ray, which is not checked
-    """What Serve calls a request router: it gets the replicas of a deployment.
+    """Gets the replicas of a deployment, as what Serve calls a request router.
 
-    It passes them on to :data:`.replica_list.REPLICAS`. Requests to the workers do not go through Serve, so it has next to nothing to route.
+    It passes them on to :data:`.replica_list.REPLICAS`. Requests to the workers do not go through Serve, so it has next
+    to nothing to route.
     """
 
     def initialize_state(self, role: WorkerRole) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, MutableMapping
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -23,6 +23,7 @@ from embferry.serve.vllm.instance import Incarnation, Instance, Role
 from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.instance_models import models_of
 from embferry.serve.vllm.instance_proofs import InstanceProver
+from embferry.serve.vllm.instance_source import InstanceSource
 from embferry.serve.vllm.metrics import VllmRouterMetrics
 from embferry.trust.digests import DamagedError
 from embferry.trust.trust import Trust
@@ -31,18 +32,6 @@ log = logging.getLogger(__name__)
 
 MAX_INCARNATIONS = 2
 """Incarnations of an instance that are tried for one item: an instance may answer probes and fail every request."""
-
-
-class InstanceSource(Protocol):
-    """What tells which instances there are, where that is not in the settings."""
-
-    def urls(self, role: Role) -> Collection[str]:
-        """Returns the URLs of the instances of a role."""
-        ...
-
-    async def wait(self) -> None:
-        """Waits until they may have changed."""
-        ...
 
 
 class Fleet(Backends[VllmRouterMetrics]):
