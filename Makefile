@@ -100,6 +100,10 @@ test-vllm-http: ## vLLM's servers behind the router, asked by the openai client:
 	@$(PYTHON) scripts/setup_vllm.py --engines
 	@$(VLLM_PY) -m pytest -m vllm_http tests/serve/vllm tests/bench/serving
 
+test-ray-vllm: ## vLLM on Ray: an instance that encodes and one that answers; adds Ray to .venv-vllm
+	@$(PYTHON) scripts/setup_vllm.py --ray
+	@$(VLLM_PY) -m pytest -m ray_vllm tests/deploy
+
 setup-sglang: ## make .venv-sglang, SGLang for CPUs: 1.7 GB
 	@$(PYTHON) scripts/setup_sglang.py
 
@@ -109,7 +113,7 @@ test-sglang: setup-sglang ## SGLang's servers, divided by the plug-in; makes .ve
 test-sglang-more: setup-sglang ## a small comparison of SGLang's servers, measured for real: some minutes
 	@$(SGLANG_PY) -m pytest -m sglang tests/bench/serving
 
-test-all: test test-browser test-package test-sweeps test-engines test-ray test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http ## every test
+test-all: test test-browser test-package test-sweeps test-engines test-ray test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http test-ray-vllm ## every test
 
 lint: setup ## style, types, imports, names, lengths, English, generated documents
 	$(BIN)/ruff check .

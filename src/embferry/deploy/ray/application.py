@@ -16,7 +16,10 @@ from embferry.deploy.ray.worker import WorkerReplica
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
 
-HEALTH_SECONDS, HEALTH_TIMEOUT = 2.0, 15.0
+HEALTH_SECONDS, HEALTH_TIMEOUT = 5.0, 30.0
+"""Between two checks of a replica, and for one. Ray replaces a replica that has failed three in a row."""
+SPARE_SECONDS = 5.0
+"""Seconds beyond those for its work and for its process after which a replica that is taken away is killed."""
 TOLD_SECONDS = 1.0
 """Between two times at which routers are told the load of a worker."""
 WAIT_LOOP_SECONDS = 0.5
@@ -84,7 +87,7 @@ def worker(
             request_router_kwargs={"role": role},
             request_routing_stats_period_s=TOLD_SECONDS,
         ),
-        graceful_shutdown_timeout_s=ray.drain_timeout + settings.serve.stop_timeout,
+        graceful_shutdown_timeout_s=ray.drain_timeout + settings.serve.stop_timeout + SPARE_SECONDS,
         graceful_shutdown_wait_loop_s=WAIT_LOOP_SECONDS,
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=HEALTH_TIMEOUT,

@@ -13,6 +13,7 @@ from types import FrameType
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from embferry.deploy.ray import cluster, proxies
@@ -101,9 +102,18 @@ def _serve(settings: Settings) -> Iterator[str]:
     try:
         yield f"http://{bracketed(LOOPBACK.get(host, host))}:{port}"
     finally:
+        _end_streams()
         serve.delete(APPLICATION)
         if has_begun and not serve.status().applications:
             serve.shutdown()
+
+
+def _end_streams() -> None:
+    """Has routers end what has no end of its own, so that their replicas need not wait for it."""
+    try:
+        serve.get_app_handle(APPLICATION).broadcast("end_streams").results(timeout_s=READY_SECONDS)
+    except (RayServeException, TimeoutError, RayError) as error:  # they end without it, if later
+        log.debug("streams go on: %s", error)
 
 
 def _bring_up(settings: Settings, needs_key: bool, url: str, ending: threading.Event) -> None:

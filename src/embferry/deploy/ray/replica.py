@@ -22,7 +22,7 @@ from embferry.serve.http.address import get
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 10.0
 DRAIN_POLL_SECONDS = 0.2
 IDLE_PROBES = 2
 """Probes in a row that find no work before a worker ends: a request may be on its way to it."""
@@ -89,8 +89,12 @@ class Replica(ABC):
         return await asyncio.to_thread(self.describe)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Returns the work by which Serve scales the deployment."""
-        return {WORK: await self.work()}
+        """Returns the work by which Serve scales the deployment; nothing while the worker does not tell."""
+        try:
+            return {WORK: await self.work()}
+        except ValueError as error:
+            log.debug("%s does not tell its work: %s", self.name, error)
+            return {}
 
     async def work(self) -> float:
         """Returns the number of requests that run or wait.
@@ -98,7 +102,9 @@ class Replica(ABC):
         Raises:
             ValueError: the worker does not tell.
         """
-        _, page = await self._get("/metrics")
+        status, page = await self._get("/metrics")
+        if status != 200:
+            raise ValueError(f"it answers {status}")
         return total(page.decode(), self.counted)
 
     async def open_requests(self) -> float:

@@ -43,6 +43,14 @@ class RouterReplica:
 
     def __serve_build_asgi_app__(self) -> RouterApp:
         """Returns the application. Serve calls it once after the constructor, and runs its lifespan."""
+        self._app = self._build()
+        return self._app
+
+    async def end_streams(self) -> None:
+        """Ends what has no end of its own, such as what a page in a browser watches: Serve would wait for that."""
+        await self._app.stop()
+
+    def _build(self) -> RouterApp:
         if self._settings.router.engine == "vllm":  # the router before it loads less
             from embferry.serve.vllm import app as before_vllm
 
