@@ -87,7 +87,7 @@ test-engines: setup-engines ## the mooncake and nixl transports on their real en
 	@$(PY) -m pytest -m "engines and not ($(VLLM))"
 
 test-ray: setup-ray ## Ray Serve on a cluster of three nodes on this machine: lost nodes, bursts; some minutes
-	@$(PY) -m pytest -m "ray and not ray_vllm" tests/deploy
+	@$(PY) -m pytest -m "ray and not ray_vllm" tests/deploy/ray
 
 test-vllm: setup-vllm ## vLLM's engines, split by the connector; makes .venv-vllm, 2 GB
 	@$(VLLM_PY) -m pytest -m vllm tests/connectors
@@ -102,7 +102,7 @@ test-vllm-http: ## vLLM's servers behind the router, asked by the openai client:
 
 test-ray-vllm: ## vLLM on Ray: an instance that encodes and one that answers; adds Ray to .venv-vllm
 	@$(PYTHON) scripts/setup_vllm.py --ray
-	@$(VLLM_PY) -m pytest -m ray_vllm tests/deploy
+	@$(VLLM_PY) -m pytest -m ray_vllm tests/deploy/ray/test_ray_on_vllm.py
 
 setup-sglang: ## make .venv-sglang, SGLang for CPUs: 1.7 GB
 	@$(PYTHON) scripts/setup_sglang.py

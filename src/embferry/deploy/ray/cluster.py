@@ -15,6 +15,8 @@ LOCAL_HOST = "127.0.0.1"
 """The address of a cluster of this machine alone, and so of its workers, which only this machine reaches."""
 STORE_BYTES = 100 << 20
 """Bytes of such a cluster's object store, through which no embedding goes."""
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks the first node."""
 MUCH = 1e6
 """The amount of each resource that the settings name, on a cluster of one node, where there is nothing to choose."""
 
@@ -55,3 +57,8 @@ def _start(settings: Settings) -> None:
         logging_level=logging.WARNING,
         _node_ip_address=LOCAL_HOST,
     )
+
+
+def head_address() -> str:
+    """Returns the address of the first node, on which there is a proxy in any case."""
+    return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if HEAD in node["Resources"])

@@ -100,7 +100,7 @@ def _serve(settings: Settings) -> Iterator[str]:
     if not has_begun and (host, port) != (settings.host, settings.router.port):
         log.info("Ray Serve runs here already, and its proxies listen on port %d of %s", port, host)
     try:
-        yield f"http://{bracketed(LOOPBACK.get(host, host))}:{port}"
+        yield f"http://{bracketed(cluster.head_address() if host in LOOPBACK else host)}:{port}"
     finally:
         _end_streams()
         serve.delete(APPLICATION)
