@@ -9,7 +9,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from embferry.deploy.ray.names import ROUTER, WorkerRole
-from embferry.deploy.ray.router import ingress
+from embferry.deploy.ray.router_replica import ingress
 from embferry.deploy.ray.scaling import autoscaling
 from embferry.deploy.ray.vllm_instance import VllmReplica
 from embferry.deploy.ray.worker import WorkerReplica
