@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from embferry.engine.cache import EmbeddingCache
 from embferry.serve.encode.metrics import EncodeMetrics
+from embferry.serve.supervisor.process import Program
 
 pytestmark = pytest.mark.ray
 
@@ -55,3 +58,46 @@ def test_the_number_of_workers_goes_by_the_sum_of_the_work(
     config = SimpleNamespace(target_ongoing_requests=4)
     context = SimpleNamespace(aggregated_metrics=told, config=config, target_num_replicas=3)
     assert by_work(context)[0] == wanted
+
+
+READY = 'import os, sys; os.write(1, b\'{"url": "http://h:1"}\\n\'); sys.stdin.read()'
+
+
+def child(code: str, ended: threading.Event) -> Any:
+    from embferry.deploy.ray.child import Child
+
+    return Child("a child", "encode", Program(("-c", code), b"\n"), ended.set)
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_is_not_ready_in_time_is_ended_with_a_reason() -> None:
+    from embferry.deploy.ray.child import ChildError
+
+    started = child("import sys; sys.stdin.read()", threading.Event())
+    with pytest.raises(ChildError, match=r"a child is not ready within 0\.5 s \(its setting\)"):
+        started.start(0.5, "its setting")
+    assert started._process.view.pid == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_cannot_start_gives_its_own_reason() -> None:
+    from embferry.deploy.ray.child import ChildError
+
+    failing = """import os; os.write(1, b'{"failure": "no such model"}\\n'); raise SystemExit(1)"""
+    with pytest.raises(ChildError, match="a child cannot start: no such model"):
+        child(failing, threading.Event()).start(30, "its setting")
+
+
+@pytest.mark.timeout(60)
+def test_the_end_of_a_process_is_told_once_unless_it_was_asked_for() -> None:
+    ended = threading.Event()
+    started = child(READY, ended)
+    assert started.start(30, "its setting") == "http://h:1"
+    started.stop(30)
+    assert not ended.is_set()
+    dying = child(READY, ended)
+    dying.start(30, "its setting")
+    dying._process._process.kill()
+    assert ended.wait(30)
+    dying._process.join(0)
+    assert dying._process.view.starts == 1

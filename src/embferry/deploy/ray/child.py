@@ -10,9 +10,6 @@ from collections.abc import Callable
 from embferry.deploy.ray.names import WorkerRole
 from embferry.serve.supervisor.process import Program, SupervisedProcess
 
-KILLED_SECONDS = 5.0
-"""Seconds for the end of a process that was killed."""
-
 
 class ChildError(Exception):
     """The process cannot be started; the message says why."""
@@ -47,14 +44,13 @@ class Child:
             ChildError: it ends before that, or takes too long.
         """
         self._process.start()
-        deadline = time.monotonic() + seconds
         with self._changed:
-            while not self._process.first_url:
-                if self._process.failure is not None:
-                    raise ChildError(self._process.failure)
-                if not self._changed.wait(deadline - time.monotonic()):
-                    self.stop(0.0)
-                    raise ChildError(f"{self._process.name} is not ready within {seconds:g} s ({setting})")
+            self._changed.wait_for(lambda: self._process.first_url or self._process.failure is not None, seconds)
+        if self._process.failure is not None:
+            raise ChildError(self._process.failure)
+        if not self._process.first_url:
+            self.stop(0.0)
+            raise ChildError(f"{self._process.name} is not ready within {seconds:g} s ({setting})")
         return self._process.first_url
 
     def stop(self, seconds: float) -> None:
