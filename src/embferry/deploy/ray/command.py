@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
-from types import FrameType
 
 import ray
 from ray import serve
@@ -22,6 +20,7 @@ from embferry.deploy.ray.names import APPLICATION
 from embferry.deploy.ray.secrets import without_api_key
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.end_signals import EndSignals
 from embferry.serve.http.address import bracketed, get
 from embferry.serve.supervisor.first_question import KEY
 from embferry.serve.supervisor.local import LOOPBACK
@@ -32,6 +31,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 READY_SECONDS = 2.0
+KILLED = 130
+"""The status of a process that a second Ctrl-C has ended."""
 MAX_REASON = 4000
 """Characters of a reason of Ray's that are shown: the last ones, where a traceback says what happened."""
 
@@ -61,17 +62,17 @@ def run(settings: Settings) -> None:
         end(taken, 1)
     log.info("%s", "starting Ray on this machine" if settings.ray.address is None else "connecting to the Ray cluster")
     cluster.connect(settings)
-    with _interrupts() as ending:
+    interrupts = _Interrupts()
+    with EndSignals(handle=interrupts) as signals:
         try:
             with _serve(settings) as url:
-                _bring_up(shared, needs_key, url, ending)
-                if not ending.is_set():
+                if _bring_up(shared, needs_key, url, interrupts):
                     log.info(
                         "ready: %s at %s/v1 after %.1f s", settings.public_model_name, url, time.monotonic() - began
                     )
                     log.info("watch it at work: %s/", url)
                     invite(url, settings)
-                ending.wait()
+                signals.wait()
                 log.info(ENDING)
         except _FailedError as error:
             end([str(error)], 1)
@@ -116,8 +117,8 @@ def _end_streams() -> None:
         log.debug("streams go on: %s", error)
 
 
-def _bring_up(settings: Settings, needs_key: bool, url: str, ending: threading.Event) -> None:
-    """Starts the application and tells of its progress until it is ready, or ``ending`` is set.
+def _bring_up(settings: Settings, needs_key: bool, url: str, interrupts: _Interrupts) -> bool:
+    """Starts the application and tells of its progress. Returns whether it is ready; it is not after a signal.
 
     Raises:
         _FailedError: it cannot be brought up.
@@ -134,7 +135,8 @@ def _bring_up(settings: Settings, needs_key: bool, url: str, ending: threading.E
 
     threading.Thread(target=deploy, name="ray-deploy", daemon=True).start()
     told: dict[str, str] = {}
-    while not ending.wait(POLL_SECONDS):
+    while not interrupts.count:
+        time.sleep(POLL_SECONDS)
         for name, state in _states().items():
             if told.get(name) != state:
                 told[name] = state
@@ -142,9 +144,10 @@ def _bring_up(settings: Settings, needs_key: bool, url: str, ending: threading.E
         if failures:
             raise _FailedError(f"Ray cannot start it: {str(failures[0])[-MAX_REASON:].strip()}")
         if get(url, "/ready", READY_SECONDS)[0] == 200:
-            return
+            return True
         if time.monotonic() > deadline:
             raise _FailedError(f"not ready within {seconds:g} s: {told or 'Ray has started nothing yet'}")
+    return False
 
 
 def _states() -> dict[str, str]:
@@ -159,20 +162,18 @@ def _states() -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGINT or SIGTERM sets. A second one ends the process, and what it has started."""
-    ending = threading.Event()
+class _Interrupts:
+    """The handler of SIGINT and SIGTERM. The second one ends the process, and a cluster that it has started.
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if ending.is_set():
+    Attributes:
+        count: the signals so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count > 1:
             ray.shutdown()
-            os._exit(128 + number)
-        ending.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield ending
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+            os._exit(KILLED)

@@ -89,7 +89,7 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
                 cluster.wait_ready()
                 log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
                 log.info("watch it at work: %s/", cluster.url)
-invite(cluster.url, cluster.settings)
+                invite(cluster.url, cluster.settings)
                 signals.wait()
             except KeyboardInterrupt:
                 pass
