@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 
 import ray
 
@@ -13,6 +14,7 @@ from embferry.serve.security import check_part
 
 LOCAL_HOST = "127.0.0.1"
 """The address of a cluster of this machine alone, and so of its workers, which only this machine reaches."""
+CONNECT_SECONDS = 5.0
 STORE_BYTES = 100 << 20
 """Bytes of such a cluster's object store, through which no embedding goes."""
 HEAD = "node:__internal_head__"
@@ -32,14 +34,22 @@ def connect(settings: Settings) -> None:
         _start(settings)
         return
     try:
+        _check_reachable(settings.ray.address)
         ray.init(address=settings.ray.address, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {settings.ray.address} ({settings.place('ray', 'address')})"
         raise TransportError(f"{where} cannot be reached: {error}", retryable=False) from error
     for node in ray.nodes():
         if node["Alive"]:
             own = settings.model_copy(update={"host": node["NodeManagerAddress"]})
             check_part(own, "a worker on that node")
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError if nothing listens at an address with a port: Ray would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _start(settings: Settings) -> None:

@@ -67,9 +67,8 @@ def run(settings: Settings) -> None:
         try:
             with _serve(settings) as url:
                 if _bring_up(shared, needs_key, url, interrupts):
-                    log.info(
-                        "ready: %s at %s/v1 after %.1f s", settings.public_model_name, url, time.monotonic() - began
-                    )
+                    name, seconds = settings.public_model_name, time.monotonic() - began
+                    log.info("ready: %s at %s/v1 after %.1f s", name, url, seconds)
                     log.info("watch it at work: %s/", url)
                     invite(url, settings)
                 signals.wait()
@@ -157,7 +156,7 @@ def _states() -> dict[str, str]:
         return {}
     found = {}
     for name, one in application.deployments.items():
-        counts = ", ".join(f"{count} {state.value.lower()}" for state, count in one.replica_states.items() if count)
+        counts = ", ".join(f"{count} {state.lower()}" for state, count in one.replica_states.items() if count)
         found[name] = " - ".join(part for part in (counts or "nothing runs", one.message[-MAX_REASON:]) if part)
     return found
 
