@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -101,3 +102,22 @@ def test_the_end_of_a_process_is_told_once_unless_it_was_asked_for() -> None:
     assert ended.wait(30)
     dying._process.join(0)
     assert dying._process.view.starts == 1
+
+
+@pytest.mark.asyncio
+async def test_a_router_hears_of_each_change_of_the_replicas_at_once() -> None:
+    from embferry.deploy.ray.replica_list import ReplicaList
+
+    replicas = ReplicaList()
+    worker = {"id": "encode-1", "role": "encode", "url": "http://h:1", "load": 2.0}
+    assert (await replicas.read()).workers == ()
+    waiting = asyncio.create_task(replicas.wait())
+    await asyncio.sleep(0)
+    await asyncio.to_thread(replicas.put, "encode", [worker, {}])  # the second one has not told anything yet
+    await waiting
+    (found,), dropped = (await replicas.read()).read()
+    assert (found.id, found.url, found.load, dropped) == ("encode-1", "http://h:1", 2.0, {})
+    assert replicas.urls("encode") == ["http://h:1"]
+    replicas.put("encode", [])
+    await replicas.wait()
+    assert (await replicas.read()).workers == ()
