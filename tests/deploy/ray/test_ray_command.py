@@ -48,6 +48,8 @@ class Serve:
         """Waits for the end. Returns the status."""
         status = self.process.wait(DEADLINE)
         self._reader.join(DEADLINE)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         return status
 
 
@@ -67,6 +69,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     finally:
         if running.process.poll() is None:
             running.process.kill()
+        running.wait()
         psutil.wait_procs(known, DEADLINE)
         left = [process for process in known if process.is_running()]
         for process in left:
