@@ -59,6 +59,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     port = free_port()
     flags = ("--port", str(port), "--start-timeout", str(START), "--transfer-num-blocks", "1")
     keys = {"EMBFERRY_ROUTER_API_KEY": API_KEY, "EMBFERRY_CLUSTER_KEY": Key.new().written()}
+    keys["HOME"] = str(tmp_path)  # where Ray puts a token of its own
     running = Serve(*flags, **keys)
     known = [psutil.Process(running.process.pid)]
     try:
