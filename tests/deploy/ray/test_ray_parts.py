@@ -12,8 +12,9 @@ import pytest
 from embferry.engine.cache import EmbeddingCache
 from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.supervisor.process import Program
+from tests.deploy.ray.conftest import RAY
 
-pytestmark = pytest.mark.ray
+pytestmark = RAY
 
 STATES = {"decoding": 1, "bootstrapping": 10, "encoding": 2, "inflight": 100}
 
