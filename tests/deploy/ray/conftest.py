@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,8 +137,10 @@ class RayCluster:
         try:
             serve.shutdown()
         finally:
+            session = self.cluster.head_node.get_session_dir_path()
             ray.shutdown()
             self.cluster.shutdown()
+            shutil.rmtree(session, ignore_errors=True)
 
 
 def processes(node: Any) -> list[psutil.Process]:
