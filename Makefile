@@ -6,13 +6,13 @@ VLLM_PY := .venv-vllm/bin/python
 SGLANG_PY := .venv-sglang/bin/python
 
 VLLM := vllm or vllm_more or vllm_http
-OWN_RUN := sweeps or engines or sglang or browser or package or deploy or $(VLLM)
+OWN_RUN := sweeps or engines or sglang or browser or ray or ray_vllm or package or deploy or $(VLLM)
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-browser test-package test-deploy test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
-	setup-tests setup-browser setup-site setup-deploy setup-engines setup-vllm setup-sglang test-sglang test-sglang-more lint format docs site bench bench-vllm bench-sglang clean
+.PHONY: help setup demo test test-fast test-integration test-browser test-package test-deploy test-sweeps test-engines test-ray test-ray-vllm test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
+	setup-tests setup-browser setup-site setup-deploy setup-engines setup-ray setup-vllm setup-sglang test-sglang test-sglang-more lint format docs site bench bench-vllm bench-sglang clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -35,6 +35,9 @@ setup-deploy:
 
 setup-engines:
 	@$(PYTHON) scripts/setup_env.py --tests --engines
+
+setup-ray:
+	@$(PYTHON) scripts/setup_env.py --ray
 
 setup-vllm: ## make .venv-vllm, vLLM for CPUs: 2 GB
 	@$(PYTHON) scripts/setup_vllm.py
@@ -89,6 +92,9 @@ test-browser: setup-browser ## the live page of a router in a real browser, Chro
 test-engines: setup-engines ## the mooncake and nixl transports on their real engines
 	@$(PY) -m pytest -m "engines and not ($(VLLM))"
 
+test-ray: setup-ray ## Ray Serve on a cluster of three nodes on this machine: lost nodes, bursts; some minutes
+	@$(PY) -m pytest -m "ray and not ray_vllm" tests/deploy/ray
+
 test-vllm: setup-vllm ## vLLM's engines, split by the connector; makes .venv-vllm, 2 GB
 	@$(VLLM_PY) -m pytest -m vllm tests/connectors
 
@@ -100,6 +106,10 @@ test-vllm-http: ## vLLM's servers behind the router, asked by the openai client:
 	@$(PYTHON) scripts/setup_vllm.py --engines
 	@$(VLLM_PY) -m pytest -m vllm_http tests/serve/vllm tests/bench/serving
 
+test-ray-vllm: ## vLLM on Ray: an instance that encodes and one that answers; adds Ray to .venv-vllm
+	@$(PYTHON) scripts/setup_vllm.py --ray
+	@$(VLLM_PY) -m pytest -m ray_vllm tests/deploy/ray/test_ray_on_vllm.py
+
 setup-sglang: ## make .venv-sglang, SGLang for CPUs: 1.7 GB
 	@$(PYTHON) scripts/setup_sglang.py
 
@@ -109,7 +119,7 @@ test-sglang: setup-sglang ## SGLang's servers, divided by the plug-in; makes .ve
 test-sglang-more: setup-sglang ## a small comparison of SGLang's servers, measured for real: some minutes
 	@$(SGLANG_PY) -m pytest -m sglang tests/bench/serving
 
-test-all: test test-browser test-package test-deploy test-sweeps test-engines test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http ## every test
+test-all: test test-browser test-package test-deploy test-sweeps test-engines test-ray test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http test-ray-vllm ## every test
 
 lint: setup ## style, types, imports, names, lengths, English, generated documents
 	$(BIN)/ruff check .

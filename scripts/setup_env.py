@@ -2,8 +2,9 @@
 
 ``--tests`` adds the system commands that tests use; ``--engines`` adds the engines of the mooncake and nixl transports
 and the system libraries that they load; ``--browser`` adds Playwright and Chromium, ``--site`` MkDocs, ``--deploy``
-Helm and what checks the files for containers. Does nothing if ``.venv`` is up to date with ``pyproject.toml`` and
-``constraints.txt``. Two runs at once wait for each other. Packages come from the index of pip's own settings.
+Helm and what checks the files for containers, ``--ray`` Ray Serve. Does nothing if ``.venv`` is up to date with
+``pyproject.toml`` and ``constraints.txt``. Two runs at once wait for each other. Packages come from the index of pip's
+own settings.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ GROUP_STAMPS = {name: VENV / f"installed-{name}" for name in ("browser", "site",
 """The groups of development tools that few targets need, by the options that install them."""
 ENGINE_LIBRARIES = f"lib/python3.{sys.version_info[1]}/site-packages/mooncake_transfer_engine_non_cuda.libs"
 """Folder in ``.venv`` where the Mooncake engine looks for libraries before it looks in the system."""
+EXTRA_STAMPS = {"ray": VENV / "installed-ray"}
+"""The extras that few targets need, by the options that install them."""
 INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup_env.py")
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 
@@ -51,6 +54,10 @@ def main() -> None:
                 install(*group_requirements(group))
                 if group == "deploy":
                     install_helm()
+                stamp.write_text(wanted)
+        for extra, stamp in EXTRA_STAMPS.items():
+            if f"--{extra}" in sys.argv[1:] and not (stamp.exists() and stamp.read_text() == wanted):
+                install("-e", f"{ROOT}[{extra}]")
                 stamp.write_text(wanted)
         # Each time, because .venv may have been copied from another machine.
         if engines:

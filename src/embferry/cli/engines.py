@@ -27,6 +27,11 @@ _ONLY_ROUTER = frozenset({
     "vllm.encode_urls", "vllm.language_urls", "vllm.prefill_urls", "vllm.decode_urls", "vllm.consumer_zmq",
     "vllm.connector_metrics_urls",
 })  # fmt: skip
+_NOT_ON_RAY = frozenset({
+    "advertise_host", "bootstrap_url", "bootstrap.port", "serve.encode_workers", "serve.language_workers",
+    "serve.restart_delay", "vllm.encoders", "vllm.languages",
+})  # fmt: skip
+"""Settings in whose place Ray Serve has its own, or the section ``ray``."""
 
 
 def check_router(settings: Settings, given: Set[Key]) -> None:
@@ -70,6 +75,11 @@ def _check_metrics(settings: Settings) -> None:
 
 def check_serve(settings: Settings, given: Set[Key]) -> None:
     """Does the same as :func:`check_router` for ``embferry serve``."""
+    is_on_ray = settings.serve.runs_on == "ray"
+    wrong = [key for key in given if (dotted(key) in _NOT_ON_RAY if is_on_ray else key[0] == "ray")]
+    if wrong:
+        why = "has no effect with --on ray; leave it out" if is_on_ray else "needs --on ray"
+        fail(*(f"{settings.place(*key)} {why}" for key in sorted(wrong)))
     _check(settings, given, _ONLY_ROUTER, has_rest=True)
     if settings.router.engine == "vllm" and settings.vllm.connector != "embferry":
         named = settings.place("vllm", "connector")
@@ -95,6 +105,12 @@ def check_arguments(settings: Settings, extra: Sequence[str]) -> None:
     elif extra:
         need = f"arguments for vllm serve need --engine vllm: {' '.join(extra)}"
         fail(need if extra[0].startswith("-") else positional(extra[0]))
+
+
+def with_arguments(settings: Settings, extra: Sequence[str]) -> Settings:
+    """Returns the settings with the arguments for ``vllm serve`` after ``--`` behind those of the settings."""
+    words = (*settings.ray.vllm_arguments, *extra)
+    return settings.model_copy(update={"ray": settings.ray.model_copy(update={"vllm_arguments": words})})
 
 
 def _check(settings: Settings, given: Set[Key], idle: Set[str], has_rest: bool = False) -> None:

@@ -42,6 +42,18 @@ _BY_KEY = {
     "vllm.prefills": "INSTANCES",
     "vllm.decodes": "INSTANCES",
     "vllm.affinity_slack": "ITEMS",
+    "ray.address": "auto|HOST:PORT",
+    "ray.routers": "ROUTERS",
+    "ray.min_encoders": "WORKERS",
+    "ray.max_encoders": "WORKERS",
+    "ray.work_per_encoder": "REQUESTS",
+    "ray.min_languages": "WORKERS",
+    "ray.max_languages": "WORKERS",
+    "ray.work_per_language": "REQUESTS",
+    "ray.router_resources": "NAME:AMOUNT,...",
+    "ray.encoder_resources": "NAME:AMOUNT,...",
+    "ray.language_resources": "NAME:AMOUNT,...",
+    "ray.vllm_arguments": "WORDS",
 }
 """The kind of a value where neither the type nor the name of its setting tells it."""
 _BY_ENDING = {

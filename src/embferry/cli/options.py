@@ -36,12 +36,12 @@ CONFIG_HELP = "YAML file with settings. Flags override the environment, the envi
 
 COMMON: tuple[Key, ...] = (
     ("model",), ("host",), ("router", "port"), ("router", "api_keys_file"), ("router", "engine"),
-    ("serve", "encode_workers"), ("serve", "language_workers"),
+    ("serve", "runs_on"), ("serve", "encode_workers"), ("serve", "language_workers"),
     ("media", "allowed_hosts"), ("transfer", "transports"), ("transfer", "num_blocks"), ("log_level",),
 )  # fmt: skip
 """Settings that come first in the help of a command that has them, with the port of its own process."""
 _COMMON, _OTHERS = "Common options", "Further settings of every process"
-_SHORT: dict[Key, str] = {("cache", "url"): "--cache"}
+_SHORT: dict[Key, str] = {("cache", "url"): "--cache", ("serve", "runs_on"): "--on"}
 """Options with a short name beside their own."""
 
 _EXTRA = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((\S.*)\)", re.DOTALL)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from embferry.cli.engines import check_arguments, check_router, check_serve
+from embferry.cli.engines import check_arguments, check_router, check_serve, with_arguments
 from embferry.cli.options import fail, need, settings_command
 from embferry.models import model_path, packaged_models
 from embferry.models.checkpoints import check_directory
@@ -20,15 +20,24 @@ from embferry.serve.security import check_router as check_router_host
 log = logging.getLogger(__name__)
 
 
-@settings_command("serve", "router", "vllm", also=tuple(SECTIONS), check=check_serve, rest="VLLM_ARGUMENTS")
+@settings_command("serve", "router", "vllm", "ray", also=tuple(SECTIONS), check=check_serve, rest="VLLM_ARGUMENTS")
 def serve(settings: Settings, rest: list[str]) -> None:
     """Start everything on this machine.
 
     Bootstrap server, encode and language workers and the router, as processes that are started again when they die.
     With --engine vllm: instances of vLLM and the router; the arguments after -- go to each vllm serve.
+    With --on ray: on a Ray cluster, where Ray Serve starts, scales and restarts them.
     """
     check_arguments(settings, rest)
     check_router_host(settings)
+    if settings.serve.runs_on == "ray":
+        need("ray", "ray")
+        from embferry.deploy.ray.command import run as run_on_ray
+
+        if settings.router.engine != "vllm" and settings.ray.address is None:
+            _check_model(settings)
+        run_on_ray(with_arguments(settings, rest))
+        return
     if settings.router.engine == "vllm":
         from embferry.serve.supervisor.vllm import run as run_vllm
 

@@ -178,7 +178,7 @@ def _mark(record: logging.LogRecord) -> bool:
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
-    found = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    found = {key: value for key, value in vars(record).items() if key not in _STANDARD and key[0] != "_"}
     return {key: _bounded(value) for key, value in found.items()}
 
 

@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -22,6 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from embferry.serve.config_base import Port, Positive, Seconds, Section
+from embferry.serve.config_ray import RaySettings
 from embferry.serve.config_values import (
     AddressOrUrl,
     CacheUrl,
@@ -71,9 +71,6 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 TransportName = Annotated[str, AfterValidator(_known_transport)]
 Transports = Annotated[
@@ -83,12 +80,6 @@ Parameter = Annotated[str, Field(coerce_numbers_to_str=True)]
 METADATA_SERVER = r"^(P2PHANDSHAKE|(https?|etcd|redis)://\S+)$"
 """The values that Mooncake accepts; with any other its engine ends the process."""
 Backends = Annotated[dict[str, dict[str, Parameter]], BeforeValidator(_without_parameters), Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, and values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class TransferSettings(Section):
@@ -357,8 +348,11 @@ class TracesSettings(Section):
 
 
 class ServeSettings(Section):
-    """`embferry serve`: all processes on one machine."""
+    """`embferry serve`: all processes on one machine, or on a Ray cluster."""
 
+    runs_on: Literal["machine", "ray"] = "machine"
+    """Where the processes run: on this machine, or on a Ray cluster (section `ray`), where Ray Serve starts, scales and
+    restarts them. `--on ray` says the same."""
     encode_workers: Positive = 1
     """Encode workers to start."""
     language_workers: Positive = 1
@@ -504,6 +498,7 @@ class Settings(Section):
     serve: ServeSettings = ServeSettings()
     traces: TracesSettings = TracesSettings()
     vllm: VllmSettings = VllmSettings()
+    ray: RaySettings = RaySettings()
     security: SecuritySettings = SecuritySettings()
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from embferry.cache import address
@@ -173,6 +174,19 @@ def _cache_url(text: str) -> str:
     return text
 
 
+def _amounts(value: Any) -> Any:
+    """Reads ``a:1,b:0.5``, the form of amounts by name on the command line and in the environment."""
+    return dict(part.rpartition(":")[::2] for part in split(value)) if isinstance(value, str) else value
+
+
+def _words(value: Any) -> Any:
+    """Splits a text into words as a shell does."""
+    try:
+        return shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise _wrong(f"not words as a shell reads them ({error})") from None
+
+
 CacheUrl = Annotated[str, AfterValidator(_cache_url)]
 Host = Annotated[str, AfterValidator(_host)]
 ServerUrl = Annotated[str, AfterValidator(_checked("http://10.0.0.1:8998"))]
@@ -188,3 +202,6 @@ ZmqUrls = Annotated[
     tuple[Annotated[str, AfterValidator(_checked("tcp://10.0.0.3:14750", "tcp"))], ...], BeforeValidator(split)
 ]
 Folders = Annotated[tuple[Annotated[Path, AfterValidator(_folder)], ...], BeforeValidator(split)]
+Amounts = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+Resources = Annotated[dict[Annotated[str, Field(min_length=1)], Amounts], BeforeValidator(_amounts)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]

@@ -64,21 +64,13 @@ def test_the_curl_line_is_short_enough_to_paste() -> None:
     assert first_question.PICTURE.stat().st_size < 250
 
 
-class Ready:
-    """A cluster that is ready."""
-
-    url = URL
-    settings = Settings()
-
-
 @pytest.mark.parametrize("api_key", [None, SecretStr("k")])
 def test_on_a_terminal_each_command_is_a_line_of_its_own_and_sentences_fit(
     api_key: SecretStr | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = Settings(router=RouterSettings(api_key=api_key))
-    monkeypatch.setattr(Ready, "settings", settings)
     monkeypatch.setattr(serve.os, "isatty", lambda fd: True)
-    serve._invite(Ready())  # type: ignore[arg-type]
+    serve.invite(URL, settings)
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert ("EMBFERRY_ROUTER_API_KEY" in lines[0]) == (api_key is not None)
     assert lines[1] == "The right answer is red. Ctrl-C here ends everything."
@@ -91,6 +83,6 @@ def test_in_a_log_each_command_is_in_a_line_of_the_log(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(serve.os, "isatty", lambda fd: False)
-    serve._invite(Ready())  # type: ignore[arg-type]
+    serve.invite(URL, Settings())
     _, ask, curl = [record.getMessage() for record in caplog.records]
     assert (ask, curl) == (f"try: {ask_line(URL)}", f"or: {curl_line(URL, Settings())}")

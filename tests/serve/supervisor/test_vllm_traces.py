@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,10 @@ from embferry.connectors.vllm.config import parse
 from embferry.serve.config import Settings, TracesSettings
 from embferry.serve.supervisor import vllm
 from embferry.serve.supervisor.process import ProcessRole
-from embferry.serve.supervisor.vllm import TRACES
+from embferry.serve.supervisor.vllm import TRACES, Place
 
 COLLECTOR = "http://collector:4318"
+PLACE = Place("language-0", Path("folder"), (1, 2, 3), "http://127.0.0.1:8000")
 SETTINGS = Settings(traces=TracesSettings(endpoint=COLLECTOR))
 PROTOCOL, SERVICE = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_SERVICE_NAME"
 
@@ -25,7 +27,7 @@ def _command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("role", ["encode", "language", "prefill", "decode"])
 def test_vllm_and_the_connector_send_them_where_the_router_does(role: ProcessRole) -> None:
-    words = vllm.instance_command(SETTINGS, role, 1, 2, ())
+    words = vllm.instance_command(SETTINGS, role, PLACE, ())
     assert words[words.index(f"--{TRACES}") + 1] == f"{COLLECTOR}/v1/traces"
     transfer = json.loads(words[words.index("--ec-transfer-config") + 1])
     config = parse(transfer["ec_connector_extra_config"])
@@ -35,7 +37,7 @@ def test_vllm_and_the_connector_send_them_where_the_router_does(role: ProcessRol
 
 
 def test_without_a_collector_nothing_of_it_is_said() -> None:
-    words = vllm.instance_command(Settings(), "language", 1, 2, ())
+    words = vllm.instance_command(Settings(), "language", PLACE, ())
     assert f"--{TRACES}" not in words
     assert "traces_endpoint" not in " ".join(words)
     assert not {PROTOCOL, SERVICE} & vllm._environ(Settings(), "language-0", 3, ()).keys()
@@ -43,7 +45,7 @@ def test_without_a_collector_nothing_of_it_is_said() -> None:
 
 def test_the_user_s_own_option_counts() -> None:
     extra = (f"--{TRACES}", "grpc://mine:4317")
-    words = vllm.instance_command(SETTINGS, "language", 1, 2, extra)
+    words = vllm.instance_command(SETTINGS, "language", PLACE, extra)
     assert words.count(f"--{TRACES}") == 1
     assert words[words.index(f"--{TRACES}") + 1] == "grpc://mine:4317"
     assert not {PROTOCOL, SERVICE} & vllm._environ(SETTINGS, "language-0", 3, extra).keys()

@@ -191,3 +191,49 @@ async def test_a_model_of_an_instance_that_is_down_may_come_back() -> None:
         await router.until_up(encode=1)
         answer = await router.ask({**request(picture()), "model": "one"})
         assert (answer.status, answer.error["code"]) == (503, "no_worker")
+
+
+class Counted:
+    """Tells a fleet which instances there are."""
+
+    def __init__(self, *stubs: Stub) -> None:
+        self.stubs = stubs
+        self._changed = asyncio.Event()
+
+    def urls(self, role: str) -> list[str]:
+        return [stub.url for stub in self.stubs if stub.role == role]
+
+    async def wait(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+
+    def change(self, *stubs: Stub) -> None:
+        self.stubs = stubs
+        self._changed.set()
+
+
+async def test_instances_come_and_go_with_what_counts_them() -> None:
+    """One that is not counted any more gets no new request, and is probed until it has ended."""
+    (language,), (first, second) = language_stubs(1), encoder_stubs(2)
+    source = Counted(language, first)
+    settings = Settings(router=RouterSettings(engine="vllm", poll_interval=0.01))
+    fleet = Fleet(settings, Network(language, first, second), source)
+    watching = asyncio.create_task(fleet.watch())
+    await until(lambda: fleet.counts() == {"encode": 1, "language": 1})
+    assert not fleet.missing()
+    (going,) = fleet.encoders
+    source.change(language, first, second)
+    await until(lambda: fleet.counts() == {"encode": 2, "language": 1})
+    assert fleet.encoders[0] is going  # with what the router knows of it
+    source.change(language, second)
+    await until(lambda: fleet.counts() == {"encode": 1, "language": 1})
+    assert [one.url for one in fleet.encoders] == [second.url]
+    assert {(await home(fleet, f"item {number}")).url for number in range(20)} == {second.url}
+    first.health = 503  # it has ended
+    await until(lambda: not going.up)
+    source.change()
+    await until(lambda: fleet.counts() == {"encode": 0, "language": 0})
+    assert len(fleet.missing()) == 2
+    watching.cancel()
+    await asyncio.wait({watching})
+    await fleet.close()

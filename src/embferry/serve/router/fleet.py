@@ -24,8 +24,8 @@ from embferry.serve.http.calls import add_digests, checked_body
 from embferry.serve.http.journal import EventKind
 from embferry.serve.http.proofs import ProvedRequests, worker_context
 from embferry.serve.openai.reply import model_object
-from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content
-from embferry.trust.requests import BOOTSTRAP
+from embferry.serve.router.worker_source import BootstrapSource, NoListError, WorkerSource
+from embferry.trust.digests import DamagedError
 from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -35,26 +35,32 @@ SUSPECT_SECONDS = 10.0
 """How long a worker that has failed is asked last."""
 
 
-_DECODER = msgspec.json.Decoder(WorkerList)
-
-
 class Fleet(Backends[RouterMetrics]):
-    """The workers with a live lease, by the last list of the bootstrap server. Leases expire there, not here."""
+    """The workers that there are, by the last list of their source. Leases expire at the bootstrap server, not here.
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    Args:
+        settings: all of them.
+        transport: replaces the network in tests.
+        source: lists the workers; the bootstrap server if None.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        transport: httpx.AsyncBaseTransport | None = None,
+        source: WorkerSource | None = None,
+    ) -> None:
         self._trust = Trust.of_environment()
         super().__init__(settings, RouterMetrics(), transport)
         name = settings.public_model_name
         self._models = {name: model_object(name, int(time.time()))}
-        self._bootstrap = settings.bootstrap_url.rstrip("/")
-        self._trust.check_url(self._bootstrap, "the bootstrap server's URL")
+        self._source = source or BootstrapSource(settings, self.control, self._trust)
         self._keys = self._trust.keys
-        self._bootstrap_proof = ProvedRequests(self._keys, BOOTSTRAP, self._bootstrap)
         self._proofs: dict[str, ProvedRequests] = {}  # by worker
         self._dropped: set[str] = set()  # leases that have been reported
         self._workers: tuple[Worker, ...] = ()
         self._last_list: float | None = None  # monotonic seconds
-        self._trouble = "the bootstrap server has not been asked yet"
+        self._trouble = f"{self._source.address} has not been asked yet"
         self._is_warned = False  # of the trouble that there is now
         self._refreshing = asyncio.Lock()
         self._refreshes = 0  # that have ended
@@ -68,10 +74,10 @@ class Fleet(Backends[RouterMetrics]):
     async def watch(self) -> None:
         while True:
             await self.refresh()
-            await asyncio.sleep(self.settings.router.poll_interval)
+            await self._source.wait()
 
     async def refresh(self) -> None:
-        """Asks for the list once, for ``router.connect_timeout`` at most. A call during another one shares its answer.
+        """Asks for the list once. A call during another one shares its answer.
 
         On failure the last list stays in use: its workers may well be alive.
         """
@@ -82,22 +88,14 @@ class Fleet(Backends[RouterMetrics]):
                 self._refreshes += 1
 
     async def _refresh(self) -> None:
-        address = f"{self._bootstrap}/workers"
         try:
-            async with asyncio.timeout(self.settings.router.connect_timeout):  # httpx limits each read, not the whole
-                response = await self.control.get(address, auth=self._bootstrap_proof)
-            response.raise_for_status()
-            digest = response.headers.get(CONTENT_DIGEST)
-            if digest is not None:  # a proof covers whether there is one
-                check_content(digest, response.content)
-            listed = _DECODER.decode(response.content)
+            listed = await self._source.read()
             self._replace(self._usable(listed), keep=not listed.complete)
-        except (httpx.HTTPError, httpx.InvalidURL, DamagedError, ValueError, TimeoutError) as error:
-            reason = reason_of(error)
+        except NoListError as error:
             if not self._is_warned:
-                log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
+                log.warning("the list of workers is not available", extra={"reason": str(error)})
             self._is_warned = True
-            self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
+            self._trouble = str(error)
 
     def _usable(self, listed: WorkerList) -> tuple[Worker, ...]:
         """Returns the workers of our model. A lease that is not valid is left out and logged once."""
@@ -137,10 +135,9 @@ class Fleet(Backends[RouterMetrics]):
         return [worker for worker in self._workers if worker.role == role]
 
     def missing(self) -> list[str]:
-        lease = self.settings.bootstrap.lease
-        is_stale = self._last_list is None or time.monotonic() - self._last_list > lease
+        is_stale = self._last_list is None or time.monotonic() - self._last_list > self._source.stale_seconds
         problems = [self._trouble] if is_stale else []
-        return problems + [f"no {role} worker has a live lease" for role in ROLES if not self._with_role(role)]
+        return problems + [self._source.absence(role) for role in ROLES if not self._with_role(role)]
 
     def counts(self) -> dict[str, int]:
         return {role: len(self._with_role(role)) for role in ROLES}

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from embferry.serve.config import Section, Settings
+from embferry.serve.config import Settings
+from embferry.serve.config_base import Section
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.handover import child_program
 from embferry.serve.supervisor.ports import Wanted, wanted_local

@@ -33,11 +33,12 @@ def run(settings: Settings) -> None:
     usable.
     """
     if problems := unusable(settings):
-        _end(problems, 2)
+        end(problems, 2)
     run_cluster(lambda progress: LocalCluster(settings, progress=progress))
 
 
-def _end(problems: Sequence[str], status: int) -> NoReturn:
+def end(problems: Sequence[str], status: int) -> NoReturn:
+    """Ends the process with a status and one line for each problem."""
     for problem in problems:
         if is_json():
             log.error("%s", problem)
@@ -46,10 +47,15 @@ def _end(problems: Sequence[str], status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _invite(cluster: Cluster) -> None:
-    """Shows how to ask the first question: on a terminal, lines that can be copied whole."""
-    ask, curl = ask_line(cluster.url), curl_line(cluster.url, cluster.settings)
-    needs = needs_key(cluster.settings)
+def invite(url: str, settings: Settings) -> None:
+    """Shows how to ask the first question: on a terminal, lines that can be copied whole.
+
+    Args:
+        url: the router's.
+        settings: of the deployment.
+    """
+    ask, curl = ask_line(url), curl_line(url, settings)
+    needs = needs_key(settings)
     key = f", with an API key in {KEY}" if needs else ""
     if is_json():
         log.info("try it%s", key, extra={"ask": ask, "curl": curl, "answer": ANSWER})
@@ -76,14 +82,14 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
         try:
             cluster = make(log.info)
             if taken := ports.problems(cluster.settings, cluster.wanted_ports()):
-                _end(taken, 1)
+                end(taken, 1)
             interrupts.cluster = cluster
             try:
                 cluster.start()
                 cluster.wait_ready()
                 log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
                 log.info("watch it at work: %s/", cluster.url)
-                _invite(cluster)
+                invite(cluster.url, cluster.settings)
                 signals.wait()
             except KeyboardInterrupt:
                 pass
@@ -94,7 +100,7 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
                 cluster.stop()
             log.info("all processes have ended")
         except ClusterError as error:
-            _end([str(error)], 1)
+            end([str(error)], 1)
 
 
 class _Interrupts:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic import SecretStr
 
 from embferry.models import model_path, packaged_models
 from embferry.serve.config import Settings
+from embferry.serve.http.address import bracketed
 from embferry.serve.http.api_keys import new_key
 from embferry.serve.supervisor import temporary
 from embferry.serve.supervisor.cluster import Cluster
@@ -67,21 +69,59 @@ def vllm_command() -> str:
     return found
 
 
-def instance_command(
-    settings: Settings, role: ProcessRole, port: int, metrics_port: int, extra: Sequence[str]
-) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one instance is.
+
+    Attributes:
+        name: of the instance, for logs.
+        folder: for its temporary files.
+        ports: of its server, its metrics and its transfer of keys and values.
+        router: the router's URL for instances that answer.
+        host: the address on which it listens and at which others reach it.
+    """
+
+    name: str
+    folder: Path
+    ports: Sequence[int]
+    router: str
+    host: str = HOST
+
+    @property
+    def url(self) -> str:
+        """The URL of its server."""
+        return f"http://{bracketed(self.host)}:{self.ports[0]}"
+
+
+def instance_program(settings: Settings, role: ProcessRole, place: Place, extra: Sequence[str]) -> Program:
+    """Returns the process of one instance, :mod:`.vllm_child`. ``extra``: the user's own arguments, which win."""
+    told: dict[str, Any] = {
+        "command": instance_command(settings, role, place, extra),
+        "url": place.url,
+        "environ": _environ(settings, place.name, place.ports[2], extra),
+    }
+    told["seconds"] = CHILD_SHARE * settings.serve.stop_timeout
+    told["log"] = [settings.log_level, settings.log_format, place.name]
+    told["folder"] = str(place.folder)
+    return Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")
+
+
+def instance_command(settings: Settings, role: ProcessRole, place: Place, extra: Sequence[str]) -> list[str]:
     """Returns the command of one instance. ``extra``: the user's own arguments, which win."""
+    host, (port, metrics_port, *_) = place.host, place.ports
     connector: dict[str, Any] = {"transports": list(settings.vllm.transports), "metrics_port": metrics_port}
+    if host != HOST:
+        connector["host"] = host
     if role == "encode" and settings.cache.url is not None:
         connector["cache"] = settings.cache.model_dump()
     if role != "encode":
-        connector["router"] = f"{Trust.of_environment().scheme}://{HOST}:{settings.router.port}"
+        connector["router"] = place.router
     traces = settings.traces.endpoint
     if traces is not None and role != "encode":
         connector["traces_endpoint"] = traces
     ec_role = "ec_producer" if role == "encode" else "ec_consumer"
     transfer = {**CONNECTOR, "ec_role": ec_role, "ec_connector_extra_config": connector}
-    words = [vllm_command(), "serve", *_model(settings, extra), "--host", HOST, "--port", str(port)]
+    words = [vllm_command(), "serve", *_model(settings, extra), "--host", host, "--port", str(port)]
     words += ["--enable-mm-embeds"] if role != "encode" else []
     if traces is not None and not _traces_itself(extra):
         words += ["--otlp-traces-endpoint", url_of(traces)]
@@ -141,22 +181,14 @@ class VllmCluster(Cluster):
         settings = settings.model_copy(update={"router": router})
         self._folder, self._folder_lock = temporary.new_root(), -1
         self._programs: dict[str, tuple[ProcessRole, Program]] = {}
+        own_url = f"{Trust.of_environment().scheme}://{HOST}:{settings.router.port}"
         urls: dict[ProcessRole, list[str]] = {role: [] for role in workers}
         metrics: list[str] = []
         for (role, name), port, metrics_port, kv_port in zip(names, ports[::3], ports[1::3], ports[2::3], strict=True):
-            urls[role].append(f"http://{HOST}:{port}")
+            place = Place(name, self._folder / name, (port, metrics_port, kv_port), own_url)
+            urls[role].append(place.url)
             metrics.append(f"http://{HOST}:{metrics_port}")
-            command = instance_command(settings, role, port, metrics_port, extra)
-            told: dict[str, Any] = {
-                "command": command,
-                "url": urls[role][-1],
-                "environ": _environ(settings, name, kv_port, extra),
-            }
-            told["seconds"] = CHILD_SHARE * settings.serve.stop_timeout
-            told["log"] = [settings.log_level, settings.log_format, name]
-            told["folder"] = str(self._folder / name)
-            program = Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")
-            self._programs[name] = role, program
+            self._programs[name] = role, instance_program(settings, role, place, extra)
         known: dict[str, Any] = {f"{role}_urls": tuple(found) for role, found in urls.items()}
         known["connector_metrics_urls"] = tuple(metrics)
         settings = settings.model_copy(update={"vllm": vllm.model_copy(update=known)})

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, MutableMapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx
 import xxhash
@@ -22,6 +23,7 @@ from embferry.serve.vllm.instance import Incarnation, Instance, Role
 from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.instance_models import models_of
 from embferry.serve.vllm.instance_proofs import InstanceProver
+from embferry.serve.vllm.instance_source import InstanceSource
 from embferry.serve.vllm.metrics import VllmRouterMetrics
 from embferry.trust.digests import DamagedError
 from embferry.trust.trust import Trust
@@ -35,6 +37,11 @@ MAX_INCARNATIONS = 2
 class Fleet(Backends[VllmRouterMetrics]):
     """Probes all instances for as long as :meth:`watch` runs.
 
+    Args:
+        settings: all of them.
+        transport: replaces the network in tests.
+        source: tells which instances there are from then on; the settings alone if None.
+
     Attributes:
         encoders: the instances that encode.
         languages: those that receive embeddings: language instances, or prefill instances where others decode.
@@ -44,8 +51,14 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     keepalive_seconds = 2.0  # vLLM closes an idle connection after 5 s; no request may go to one that is being closed
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        transport: httpx.AsyncBaseTransport | None = None,
+        source: InstanceSource | None = None,
+    ) -> None:
         super().__init__(settings, VllmRouterMetrics(), transport)
+        self._source = source
         vllm = settings.vllm
         self.encoders = [Instance("encode", url) for url in vllm.encode_urls]
         urls = vllm.prefill_urls or vllm.language_urls
@@ -56,10 +69,12 @@ class Fleet(Backends[VllmRouterMetrics]):
         self._roles: dict[Role, list[Instance]] = {"encode": self.encoders, self.receiving: self.languages}
         if self.decoders:
             self._roles["decode"] = self.decoders
-        keys = Trust.of_environment().keys
         for one, metrics in zip(self.instances, vllm.connector_metrics_urls, strict=False):
             one.connector_metrics = metrics
-        self._provers = {one: InstanceProver(keys, one.url) for one in self.instances}
+        self._keys = Trust.of_environment().keys
+        self._provers: MutableMapping[Instance, InstanceProver] = WeakKeyDictionary()
+        for one in self.instances:
+            self._provers[one] = InstanceProver(self._keys, one.url)
         key = settings.router.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         self._set_gauges()
@@ -68,6 +83,30 @@ class Fleet(Backends[VllmRouterMetrics]):
         async with asyncio.TaskGroup() as group:
             for instance in self.instances:
                 group.create_task(self._watch(instance))
+            while self._source is not None:
+                for instance in self._changed(self._source):
+                    group.create_task(self._watch(instance))
+                await self._source.wait()
+
+    def _changed(self, source: InstanceSource) -> list[Instance]:
+        """Takes over the instances that there are. Returns the new ones.
+
+        One that is not among them gets no new requests. It is probed until it has ended, for those that it still has.
+        """
+        added = []
+        for role, instances in self._roles.items():
+            urls = [url.rstrip("/") for url in source.urls(role)]
+            for one in [one for one in instances if one.url not in urls]:
+                log.info("%r is not counted any more", one)
+                self.journal.event("worker_lost", worker=one.url, role=role)
+                instances.remove(one)
+            for url in [url for url in urls if url not in {one.url for one in instances}]:
+                instance = Instance(role, url)
+                self._provers[instance] = InstanceProver(self._keys, url)
+                instances.append(instance)
+                added.append(instance)
+        self._set_gauges()
+        return added
 
     @property
     def instances(self) -> list[Instance]:
@@ -285,7 +324,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         return {role: sum(one.up and not one.unfit for one in instances) for role, instances in self._roles.items()}
 
     async def _watch(self, instance: Instance) -> None:
-        while True:
+        while instance in self.instances or instance.up:
             await self._probe(instance)
             instance.suspected.clear()
             with contextlib.suppress(TimeoutError):

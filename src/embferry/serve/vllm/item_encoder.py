@@ -225,6 +225,8 @@ class ItemEncoder:
 
         One whose model takes no pictures gets a sound.
         """
+        if not self.fleet.languages:  # to none of which an embedding could go
+            return ""
         model = next(iter(encoder.models), None)
         request = ClientRequest({"model": model} if model else {}, self.fleet.own_headers("fitness"))
         try:

@@ -1,0 +1,5 @@
+"""The application for Ray Serve: ``embferry.deploy.ray:app``."""
+
+from embferry.deploy.ray.application import app
+
+__all__ = ["app"]

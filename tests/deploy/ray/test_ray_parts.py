@@ -1,0 +1,124 @@
+"""Parts of the deployment on Ray that need no cluster: what is work, and how many workers it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from embferry.engine.cache import EmbeddingCache
+from embferry.serve.encode.metrics import EncodeMetrics
+from embferry.serve.supervisor.process import Program
+from tests.deploy.ray.conftest import RAY
+
+pytestmark = RAY
+
+STATES = {"decoding": 1, "bootstrapping": 10, "encoding": 2, "inflight": 100}
+
+
+def test_an_encoder_is_busy_with_what_it_decodes_and_encodes_and_not_with_what_it_sends() -> None:
+    from embferry.deploy.ray.measures import total, waits_for_encoder
+
+    page = EncodeMetrics(EmbeddingCache(0), lambda: STATES).exposition().decode()
+    assert total(page, waits_for_encoder) == 3
+
+
+def test_an_instance_of_vllm_is_busy_with_what_runs_and_waits() -> None:
+    from embferry.deploy.ray.measures import total, waits_in_vllm
+
+    names = {"running": 2, "waiting": 5, "swapped": 9}
+    page = "".join(f'vllm:num_requests_{name}{{engine="0"}} {count}\n' for name, count in names.items())
+    assert total(page, waits_in_vllm) == 7
+
+
+def test_a_page_that_counts_no_requests_is_an_error_and_not_zero() -> None:
+    from embferry.deploy.ray.measures import total, waits_for_answer
+
+    with pytest.raises(ValueError, match="does not say"):
+        total("up 1\n", waits_for_answer)
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ({"work": {"a": 4.0, "b": 6.0}}, 2.5),  # Ray rounds it up
+        ({"work": {"a": 0.0}}, 0),  # and keeps to the least number
+        ({"work": {}}, 3),
+        ({}, 3),
+        (None, 3),
+    ],
+)
+def test_the_number_of_workers_goes_by_the_sum_of_the_work(
+    told: dict[str, dict[str, float]] | None, wanted: float
+) -> None:
+    """A controller that has heard of no work, such as one that was started again, changes nothing."""
+    from embferry.deploy.ray.scaling import by_work
+
+    config = SimpleNamespace(target_ongoing_requests=4)
+    context = SimpleNamespace(aggregated_metrics=told, config=config, target_num_replicas=3)
+    assert by_work(context)[0] == wanted
+
+
+READY = 'import os, sys; os.write(1, b\'{"url": "http://h:1"}\\n\'); sys.stdin.read()'
+
+
+def child(code: str, ended: threading.Event) -> Any:
+    from embferry.deploy.ray.child import Child
+
+    return Child("a child", "encode", Program(("-c", code), b"\n"), ended.set)
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_is_not_ready_in_time_is_ended_with_a_reason() -> None:
+    from embferry.deploy.ray.child import ChildError
+
+    started = child("import sys; sys.stdin.read()", threading.Event())
+    with pytest.raises(ChildError, match=r"a child is not ready within 0\.5 s \(its setting\)"):
+        started.start(0.5, "its setting")
+    assert started._process.view.pid == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_cannot_start_gives_its_own_reason() -> None:
+    from embferry.deploy.ray.child import ChildError
+
+    failing = """import os; os.write(1, b'{"failure": "no such model"}\\n'); raise SystemExit(1)"""
+    with pytest.raises(ChildError, match="a child cannot start: no such model"):
+        child(failing, threading.Event()).start(30, "its setting")
+
+
+@pytest.mark.timeout(60)
+def test_the_end_of_a_process_is_told_once_unless_it_was_asked_for() -> None:
+    ended = threading.Event()
+    started = child(READY, ended)
+    assert started.start(30, "its setting") == "http://h:1"
+    started.stop(30)
+    assert not ended.is_set()
+    dying = child(READY, ended)
+    dying.start(30, "its setting")
+    dying._process._process.kill()
+    assert ended.wait(30)
+    dying._process.join(0)
+    assert dying._process.view.starts == 1
+
+
+@pytest.mark.asyncio
+async def test_a_router_hears_of_each_change_of_the_replicas_at_once() -> None:
+    from embferry.deploy.ray.replica_list import ReplicaList
+
+    replicas = ReplicaList()
+    worker = {"id": "encode-1", "role": "encode", "url": "http://h:1", "load": 2.0}
+    assert (await replicas.read()).workers == ()
+    waiting = asyncio.create_task(replicas.wait())
+    await asyncio.sleep(0)
+    await asyncio.to_thread(replicas.put, "encode", [worker, {}])  # the second one has not told anything yet
+    await waiting
+    (found,), dropped = (await replicas.read()).read()
+    assert (found.id, found.url, found.load, dropped) == ("encode-1", "http://h:1", 2.0, {})
+    assert replicas.urls("encode") == ["http://h:1"]
+    replicas.put("encode", [])
+    await replicas.wait()
+    assert (await replicas.read()).workers == ()
