@@ -161,11 +161,13 @@ class Fleet(Backends[RouterMetrics]):
         self._suspected = {id: until for id, until in self._suspected.items() if until > time.monotonic()}
         self._suspected[worker.id] = time.monotonic() + SUSPECT_SECONDS
 
-    async def candidates(self, role: Role, avoid: Collection[str] = (), prefer: str | None = None) -> list[Worker]:
+    async def candidates(
+        self, role: Role, avoid: Collection[str] = (), prefer: str | None = None, holder: str | None = None
+    ) -> list[Worker]:
         """Returns the workers of a role, least loaded first; among equals, the least recently used first.
 
         Those that have failed lately come last. Those whose ids are in ``avoid`` are left out. The one with the id
-        ``prefer`` comes first.
+        ``prefer`` comes first in any case, the one with the id ``holder`` first unless it has failed lately.
 
         Raises:
             ServeError: no_worker.
@@ -178,11 +180,12 @@ class Fleet(Backends[RouterMetrics]):
             raise ServeError("no_worker", f"there is no {role} worker{why}; try again when one has started")
         now = time.monotonic()
 
-        def order(worker: Worker) -> tuple[bool, bool, float, int]:
+        def order(worker: Worker) -> tuple[bool, bool, bool, float, int]:
             is_suspect = self._suspected.get(worker.id, now) > now
             return (
                 worker.id != prefer,
                 is_suspect,
+                worker.id != holder,
                 worker.load + self.in_flight[worker.id],
                 self.last_turn.get(worker.id, -1),
             )
@@ -216,6 +219,14 @@ class Fleet(Backends[RouterMetrics]):
             return asked | dict(read_json(await checked_body(response)))
         except (httpx.HTTPError, DamagedError, ValueError, TypeError, TimeoutError) as error:
             return asked | {"error": reason_of(error)}
+
+    async def check_language(self, avoid: Collection[str] = ()) -> None:
+        """Refuses what no language worker can answer, before anything is done for it.
+
+        Raises:
+            ServeError: no_worker.
+        """
+        await self.candidates("language", avoid)
 
     def has_another(self, role: Role, avoid: Collection[str]) -> bool:
         """Returns whether there is a worker of this role that is not in ``avoid``."""

@@ -1,0 +1,203 @@
+"""Language workers that are killed or told to end, with real processes: what goes on, what is encoded, what clients see."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from embferry.serve.config import RouterSettings, ServeSettings, Settings
+from embferry.serve.encode.messages import EncodeItem
+from embferry.serve.supervisor import LocalCluster, ProcessView
+from embferry.serve.undivided import Undivided, UndividedAnswer
+from tests.serve.pictures import data_url, png
+from tests.serve.workers.joined import DEADLINE
+from tests.serve.workers.test_processes import SETTINGS, START, wait
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+FRAMES = 160
+TEXT = "what is there?"
+MAX_TOKENS = 8
+
+
+def settings_of(workers: int) -> Settings:
+    return SETTINGS.model_copy(
+        update={
+            "serve": ServeSettings(
+                restart_delay=0.1, start_timeout=START, encode_workers=workers, language_workers=workers
+            ),
+            "router": RouterSettings(port=0, poll_interval=0.1, request_timeout=START),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Two encode and two language workers, with pools of one token."""
+    with LocalCluster(settings_of(2), logs=tmp_path_factory.mktemp("pair") / "log") as running:
+        running.wait_ready(START)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """One encode and one language worker, with a pool of one token."""
+    with LocalCluster(settings_of(1), logs=tmp_path_factory.mktemp("single") / "log") as running:
+        running.wait_ready(START)
+        yield running
+
+
+def frames(seed: int) -> list[bytes]:
+    """Returns the pictures of a video that no other seed gives."""
+    return [png(64, 64, f"rgb({n % 256},{n * 7 % 256},{(n * 31 + seed) % 256})") for n in range(FRAMES)]
+
+
+def undivided(seed: int) -> UndividedAnswer:
+    return Undivided(SETTINGS).answer([EncodeItem("video", frames=frames(seed))], TEXT, MAX_TOKENS)
+
+
+def body_of(seed: int, **more: Any) -> dict[str, Any]:
+    """Returns a request about a video."""
+    joined = ",".join(data_url(frame).partition(",")[2] for frame in frames(seed))
+    video = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{joined}"}}
+    content = [video, {"type": "text", "text": TEXT}]
+    return {"model": "shapes", "messages": [{"role": "user", "content": content}], "max_tokens": MAX_TOKENS, **more}
+
+
+class Asking:
+    """A request on a thread of its own. A context manager, which waits for the answer.
+
+    Attributes:
+        lines: of the body so far.
+        status: that of the answer, when its head is here.
+    """
+
+    def __init__(self, cluster: LocalCluster, body: dict[str, Any]) -> None:
+        self._url, self._body = f"{cluster.url}/v1/chat/completions", body
+        self.status, self.headers, self.lines = 0, httpx.Headers(), list[str]()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+
+    def _ask(self) -> None:
+        with (
+            httpx.Client(timeout=START, trust_env=False) as client,
+            client.stream("POST", self._url, json=self._body) as answer,
+        ):
+            self.headers, self.status = answer.headers, answer.status_code
+            for line in answer.iter_lines():
+                self.lines.append(line)
+
+    def __enter__(self) -> Asking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._thread.join(START)
+        assert not self._thread.is_alive(), "the request hangs"
+
+    def json(self) -> dict[str, Any]:
+        return dict(json.loads("".join(self.lines)))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Returns the events of a stream so far, but for ``[DONE]``."""
+        data = [line.removeprefix("data: ") for line in list(self.lines) if line.startswith("data: {")]
+        return [json.loads(one) for one in data]
+
+    def check_says_when(self, *codes: str) -> None:
+        """Checks that the answer is an error with one of these codes that says when to ask again."""
+        assert self.status in (502, 503), self.lines
+        assert self.json()["error"]["code"] in codes
+        assert self.headers["x-should-retry"] == "true"
+        assert int(self.headers["retry-after"]) >= 1
+
+
+def answered(cluster: LocalCluster, seed: int, **more: Any) -> Asking:
+    with Asking(cluster, body_of(seed, **more)) as asking:
+        pass
+    return asking
+
+
+def of_role(cluster: LocalCluster, role: str) -> list[ProcessView]:
+    return [view for view in cluster.workers if view.role == role]
+
+
+def metric(url: str, name: str) -> float:
+    """Returns the value of a metric, summed over the labels that ``name`` leaves open; 0 from a process that is gone."""
+    try:
+        text = httpx.get(f"{url}/metrics", timeout=DEADLINE, trust_env=False).text
+    except httpx.TransportError:
+        return 0
+    lines = [line for line in text.splitlines() if re.match(rf"embferry_{re.escape(name)}[{{, ]", line)]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def encodes(cluster: LocalCluster) -> float:
+    return sum(metric(view.url, "encode_items_encoded_total") for view in of_role(cluster, "encode"))
+
+
+def ended(cluster: LocalCluster, outcome: str) -> float:
+    name = f'encode_rooms_ended_total{{outcome="{outcome}"}}'
+    return sum(metric(view.url, name) for view in of_role(cluster, "encode"))
+
+
+def receiving(cluster: LocalCluster) -> ProcessView | None:
+    """Returns the language worker that has granted blocks."""
+    name = 'language_pool_blocks{state="used"}'
+    return next((view for view in of_role(cluster, "language") if view.url and metric(view.url, name)), None)
+
+
+def under_way(cluster: LocalCluster, encodes_before: float) -> ProcessView:
+    """Waits for the transfer of a video that has been encoded. Returns its language worker."""
+    wait(lambda: encodes(cluster) > encodes_before and receiving(cluster) is not None, "a transfer under way")
+    found = receiving(cluster)
+    assert found is not None
+    return found
+
+
+def wait_whole(cluster: LocalCluster) -> None:
+    """Waits until the router knows the workers that there are, and no other."""
+    number = cluster.settings.serve.language_workers
+
+    def is_whole() -> bool:
+        ids = httpx.get(f"{cluster.url}/workers", timeout=DEADLINE, trust_env=False).json()["workers"]
+        urls = {view.url for view in cluster.workers}
+        return len(ids) == 2 * number and {one["url"] for one in ids} == urls and "" not in urls
+
+    wait(is_whole, "all workers registered, and no other", START)
+
+
+@contextlib.contextmanager
+def restarted(cluster: LocalCluster, view: ProcessView) -> Iterator[None]:
+    """Waits at the end until the worker runs again."""
+    yield
+    wait(lambda: next(v for v in cluster.workers if v.name == view.name).starts > view.starts, "a restart", START)
+    wait_whole(cluster)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_encoded_for_a_killed_worker_is_not_encoded_again(pair: LocalCluster, stream: bool) -> None:
+    seed = 1 + stream
+    expected = undivided(seed)
+    wait_whole(pair)
+    encoded, delivered = encodes(pair), ended(pair, "delivered")
+    attempts = metric(pair.url, "router_chat_second_attempts_total")
+    with Asking(pair, body_of(seed, stream=stream)) as asking:
+        killed = under_way(pair, encoded)
+        with restarted(pair, killed):
+            os.kill(killed.pid, signal.SIGKILL)
+            asking.__exit__()
+    assert asking.status == 200, asking.lines
+    extension = asking.events()[-1]["embferry"] if stream else asking.json()["embferry"]
+    assert tuple(extension["tokens"]) == expected.tokens
+    assert extension["transfer"]["total_tokens"] == expected.visual_tokens
+    assert metric(pair.url, "router_chat_second_attempts_total") == attempts + 1
+    wait(lambda: ended(pair, "delivered") == delivered + 1, "one transfer delivered, and the first one not")
+    assert encodes(pair) == encoded + 1
