@@ -68,7 +68,10 @@ CODES: dict[str, tuple[int, str]] = {
     "no_worker": (503, "No worker of the needed kind is registered, or none can be reached."),
     "worker_unfit": (503, "The encode worker encodes nothing, not even a test picture of its own."),
     "worker_failed": (502, "A worker broke off, or its answer is malformed."),
-    "worker_ending": (503, "The language worker was told to end, or a bug has stopped it, before the end of the answer."),
+    "worker_ending": (
+        503,
+        "The language worker was told to end, or a bug has stopped it, before the end of the answer.",
+    ),
     "network_damage": (502, "What a router and a worker send each other arrived changed, also when sent again."),
     "request_timeout": (504, "The request took longer than `router.request_timeout`."),
     "internal_error": (500, "A bug of the server; the log has the details under the request's id."),
