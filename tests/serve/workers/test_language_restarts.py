@@ -1,4 +1,4 @@
-"""Language workers that are killed or told to end, with real processes: what goes on, what is encoded, what clients see."""
+"""Language workers that are killed or told to end, as real processes: what goes on, and what is encoded."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def of_role(cluster: LocalCluster, role: str) -> list[ProcessView]:
 
 
 def metric(url: str, name: str) -> float:
-    """Returns the value of a metric, summed over the labels that ``name`` leaves open; 0 from a process that is gone."""
+    """Returns a metric, summed over the labels that ``name`` leaves open; 0 if the process is gone."""
     try:
         text = httpx.get(f"{url}/metrics", timeout=DEADLINE, trust_env=False).text
     except httpx.TransportError:
@@ -200,4 +200,81 @@ def test_what_was_encoded_for_a_killed_worker_is_not_encoded_again(pair: LocalCl
     assert extension["transfer"]["total_tokens"] == expected.visual_tokens
     assert metric(pair.url, "router_chat_second_attempts_total") == attempts + 1
     wait(lambda: ended(pair, "delivered") == delivered + 1, "one transfer delivered, and the first one not")
+    assert encodes(pair) == encoded + 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_only_worker_that_is_killed_during_a_transfer_is_an_error_at_once(
+    single: LocalCluster, stream: bool
+) -> None:
+    """The error says when to ask again. Once the worker has been restarted, the same question needs no encode."""
+    seed = 10 + stream
+    expected = undivided(seed)
+    wait_whole(single)
+    encoded = encodes(single)
+    with Asking(single, body_of(seed, stream=stream)) as asking:
+        killed = under_way(single, encoded)
+        with restarted(single, killed):
+            os.kill(killed.pid, signal.SIGKILL)
+            asking.__exit__()
+            assert of_role(single, "language")[0].starts == killed.starts, "the error has waited for the restart"
+    asking.check_says_when("worker_failed", "no_worker")
+    again = answered(single, seed)
+    assert again.status == 200, again.lines
+    assert tuple(again.json()["embferry"]["tokens"]) == expected.tokens
+    assert encodes(single) == encoded + 1
+
+
+def test_requests_during_a_restart_are_refused_at_once_or_answered(single: LocalCluster) -> None:
+    """Each has a video of its own, so the videos that were encoded are those of the answers."""
+    wait_whole(single)
+    encoded, seed = encodes(single), 20
+    (killed,) = of_role(single, "language")
+    outcomes: list[int] = []
+    with restarted(single, killed):
+        os.kill(killed.pid, signal.SIGKILL)
+        while 200 not in outcomes:
+            asking = answered(single, seed + len(outcomes))
+            outcomes.append(asking.status)
+            if asking.status != 200:
+                asking.check_says_when("no_worker", "worker_failed")
+    assert len(outcomes) > 1
+    assert encodes(single) == encoded + 1
+
+
+def test_a_stream_whose_only_worker_is_killed_ends_with_an_error(single: LocalCluster) -> None:
+    wait_whole(single)
+    (killed,) = of_role(single, "language")
+    with Asking(single, body_of(50, stream=True, max_tokens=1000, ignore_eos=True)) as asking:
+        wait(lambda: len(asking.events()) > 2, "the first tokens")
+        with restarted(single, killed):
+            os.kill(killed.pid, signal.SIGKILL)
+            asking.__exit__()
+    assert asking.status == 200
+    assert asking.events()[-1]["error"]["code"] == "worker_failed"
+    assert "data: [DONE]" not in asking.lines
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_worker_that_is_told_to_end_hands_its_requests_over(pair: LocalCluster, stream: bool) -> None:
+    """It cannot finish them in time. The encode worker is not blamed: it is asked again, and encodes nothing."""
+    seed = 60 + stream
+    expected = undivided(seed)
+    wait_whole(pair)
+    encoded = encodes(pair)
+    with Asking(pair, body_of(seed, stream=stream)) as asking:
+        told = under_way(pair, encoded)
+        with restarted(pair, told):
+            for view in of_role(pair, "encode"):
+                os.kill(view.pid, signal.SIGSTOP)  # the transfer stands still, so that the worker has to give it up
+            os.kill(told.pid, signal.SIGTERM)
+            try:
+                wait(lambda: next(v for v in pair.workers if v.name == told.name).pid != told.pid, "its end")
+            finally:
+                for view in of_role(pair, "encode"):
+                    os.kill(view.pid, signal.SIGCONT)
+            asking.__exit__()
+    assert asking.status == 200, asking.lines
+    extension = asking.events()[-1]["embferry"] if stream else asking.json()["embferry"]
+    assert tuple(extension["tokens"]) == expected.tokens
     assert encodes(pair) == encoded + 1
