@@ -32,6 +32,7 @@ class TwoLanguages(Servers):
 
     def __init__(self, folder: Path) -> None:
         self._prepare(folder, {})
+        self.undivided = ""
         words = ("serve", "--engine", "vllm", "--model", str(folder / "model"), "--port", "0", "--restart-delay", "0.1")
         instances = ("--encoders", str(ENCODERS), "--languages", str(len(LANGUAGES)))
         patient = ("--stall-timeout", str(CONDITION_S))  # while tests suspend an instance

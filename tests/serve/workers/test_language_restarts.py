@@ -36,6 +36,8 @@ def settings_of(workers: int) -> Settings:
                 restart_delay=0.1, start_timeout=START, encode_workers=workers, language_workers=workers
             ),
             "router": RouterSettings(port=0, poll_interval=0.1, request_timeout=START),
+            # A test suspends encode workers for longer than a language worker waits for its requests at its end.
+            "transfer": SETTINGS.transfer.model_copy(update={"heartbeat_max_failures": 100}),
         }
     )
 
