@@ -1,4 +1,4 @@
-"""Language workers that are killed or told to end, as real processes: what goes on, and what is encoded."""
+"""Each kind of process is killed, or told to end, during a transfer: what goes on, and what is made again."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Asking:
 
     Attributes:
         lines: of the body so far.
-        status: that of the answer, when its head is here.
+        status: that of the answer, when its head is here; 0 if the connection has ended before.
     """
 
     def __init__(self, cluster: LocalCluster, body: dict[str, Any]) -> None:
@@ -90,6 +90,7 @@ class Asking:
 
     def _ask(self) -> None:
         with (
+            contextlib.suppress(httpx.TransportError),
             httpx.Client(timeout=START, trust_env=False) as client,
             client.stream("POST", self._url, json=self._body) as answer,
         ):
@@ -129,6 +130,10 @@ def answered(cluster: LocalCluster, seed: int, **more: Any) -> Asking:
 
 def of_role(cluster: LocalCluster, role: str) -> list[ProcessView]:
     return [view for view in cluster.workers if view.role == role]
+
+
+def named(cluster: LocalCluster, name: str) -> ProcessView:
+    return next(view for view in cluster.processes if view.name == name)
 
 
 def metric(url: str, name: str) -> float:
@@ -180,7 +185,8 @@ def wait_whole(cluster: LocalCluster) -> None:
 def restarted(cluster: LocalCluster, view: ProcessView) -> Iterator[None]:
     """Waits at the end until the worker runs again."""
     yield
-    wait(lambda: next(v for v in cluster.workers if v.name == view.name).starts > view.starts, "a restart", START)
+    wait(lambda: named(cluster, view.name).starts > view.starts, "a restart", START)
+    wait(lambda: named(cluster, view.name).ready, "its first answer", START)
     wait_whole(cluster)
 
 
@@ -271,7 +277,7 @@ def test_a_worker_that_is_told_to_end_hands_its_requests_over(pair: LocalCluster
                 os.kill(view.pid, signal.SIGSTOP)  # the transfer stands still, so that the worker has to give it up
             os.kill(told.pid, signal.SIGTERM)
             try:
-                wait(lambda: next(v for v in pair.workers if v.name == told.name).pid != told.pid, "its end")
+                wait(lambda: named(pair, told.name).pid != told.pid, "its end")
             finally:
                 for view in of_role(pair, "encode"):
                     os.kill(view.pid, signal.SIGCONT)
@@ -280,3 +286,54 @@ def test_a_worker_that_is_told_to_end_hands_its_requests_over(pair: LocalCluster
     extension = asking.events()[-1]["embferry"] if stream else asking.json()["embferry"]
     assert tuple(extension["tokens"]) == expected.tokens
     assert encodes(pair) == encoded + 1
+
+
+def test_what_a_killed_encode_worker_had_made_is_made_by_another(pair: LocalCluster) -> None:
+    seed = 70
+    expected = undivided(seed)
+    wait_whole(pair)
+    with Asking(pair, body_of(seed)) as asking:
+        under_way(pair, encodes(pair))
+        sending = [view for view in of_role(pair, "encode") if metric(view.url, 'encode_rooms{state="inflight"}')]
+        (killed,) = sending
+        (other,) = (view for view in of_role(pair, "encode") if view.name != killed.name)
+        before = metric(other.url, "encode_items_encoded_total")
+        with restarted(pair, killed):
+            os.kill(killed.pid, signal.SIGKILL)
+            asking.__exit__()
+    assert asking.status == 200, asking.lines
+    assert tuple(asking.json()["embferry"]["tokens"]) == expected.tokens
+    assert metric(other.url, "encode_items_encoded_total") == before + 1
+
+
+def test_a_killed_router_ends_its_connections_and_no_embedding(single: LocalCluster) -> None:
+    """The workers drop the request. It is asked again, and the encode worker still has the embedding."""
+    seed = 80
+    expected = undivided(seed)
+    wait_whole(single)
+    encoded, router = encodes(single), named(single, "router")
+    with Asking(single, body_of(seed)) as asking:
+        under_way(single, encoded)
+        with restarted(single, router):
+            os.kill(router.pid, signal.SIGKILL)
+            asking.__exit__()
+    assert (asking.status, asking.lines) == (0, [])
+    wait(lambda: receiving(single) is None, "no block in use")
+    again = answered(single, seed)
+    assert tuple(again.json()["embferry"]["tokens"]) == expected.tokens
+    assert encodes(single) == encoded + 1
+
+
+def test_a_killed_bootstrap_server_costs_no_request(single: LocalCluster) -> None:
+    seed = 90
+    expected = undivided(seed)
+    wait_whole(single)
+    encoded, killed = encodes(single), named(single, "bootstrap")
+    attempts = metric(single.url, "router_chat_second_attempts_total")
+    with Asking(single, body_of(seed)) as asking:
+        under_way(single, encoded)
+        os.kill(killed.pid, signal.SIGKILL)
+    assert tuple(asking.json()["embferry"]["tokens"]) == expected.tokens
+    assert metric(single.url, "router_chat_second_attempts_total") == attempts
+    wait(lambda: named(single, "bootstrap").starts > killed.starts, "a restart", START)
+    wait_whole(single)
