@@ -19,7 +19,6 @@ import httpx
 
 from embferry.serve.config import LanguageSettings, MediaSettings, RouterSettings, Settings, VllmSettings
 from embferry.serve.vllm.app import build
-from embferry.trust.digests import CONTENT_DIGEST, MESSAGE_DIGEST, content_digest
 from tests.serve.digested import digested
 from tests.serve.vllm.sound_parts import METADATA
 
@@ -193,18 +192,6 @@ def lost(error: type[httpx.TransportError] = httpx.ReadError) -> Behaviour:
         raise error("connection reset")
 
     return behave
-
-
-async def damaged(stub: Stub, body: dict[str, Any]) -> httpx.Response:
-    """Sends an answer that does not match its digests."""
-    digests = {CONTENT_DIGEST: content_digest(b"another answer"), MESSAGE_DIGEST: 32 * "0"}
-    return httpx.Response(200, json=completion("a red circle"), headers=digests)
-
-
-async def ends(stub: Stub, body: dict[str, Any]) -> httpx.Response:
-    """The instance ends while it has the request."""
-    stub.up = False
-    return await lost()(stub, body)
 
 
 async def held(stub: Stub, body: dict[str, Any]) -> httpx.Response:

@@ -15,12 +15,12 @@ from embferry.serve.vllm import fields
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.passed_on import PATHS
 from embferry.serve.vllm.responses import RESPONSES
+from tests.serve.vllm.losses import ends
 from tests.serve.vllm.stubs import (
     BREAK,
     Network,
     Stub,
     answered,
-    ends,
     events_of,
     picture,
     request,

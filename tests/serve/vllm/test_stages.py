@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.serve.vllm.losses import damaged
 from tests.serve.vllm.stage_stubs import blocks, stages
 from tests.serve.vllm.stubs import (
     BREAK,
@@ -22,7 +23,6 @@ from tests.serve.vllm.stubs import (
     Stub,
     answered,
     completion,
-    damaged,
     encoder_stubs,
     events_of,
     held,

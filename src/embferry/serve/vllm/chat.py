@@ -24,7 +24,7 @@ from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.early import Early, NotAsExpectedError, beside
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of, owner_of
 from embferry.serve.vllm.failover import Failover, Transfer
-from embferry.serve.vllm.failures import EncodeAgainError
+from embferry.serve.vllm.failures import EncodeAgainError, LostTwiceError
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import unless_given_up
@@ -107,7 +107,8 @@ class Chat(InstanceEndpoint):
         except ServeError as error:
             if isinstance(error, ItemError):
                 error.at(next(part.param for part, item in media if item == error.item))
-            if not self._settings.vllm.language_encodes or error.http_status < 500:
+            is_final = error.http_status < 500 or isinstance(error, LostTwiceError)
+            if is_final or not self._settings.vllm.language_encodes:
                 raise
             log.warning("sent undivided: %s", error.detail)
         self.fleet.metrics.fallbacks.inc()

@@ -57,6 +57,10 @@ class EncodeAgainError(ServeError):
         self.of_language = of_language
 
 
+class LostTwiceError(ServeError):
+    """Two language instances were lost while they had the request, which may be the cause: no third one gets it."""
+
+
 def is_busy(status: int) -> bool:
     """Returns whether this status means that another instance may have capacity."""
     return status in (429, 503)

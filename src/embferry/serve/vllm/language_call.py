@@ -23,7 +23,7 @@ from embferry.serve.http.answers import read_json
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import off_loop
-from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
+from embferry.serve.vllm.failures import EncodeAgainError, LostTwiceError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import REASONS
 from embferry.serve.vllm.instance import Incarnation, Instance
@@ -96,8 +96,8 @@ async def ask(
         VerbatimError: the request is wrong, or all instances are busy.
         EncodeAgainError: the instance failed before its first token, or messages arrived damaged twice, and there is no
             other one.
-        ServeError: no_worker if no instance can be reached; worker_failed if it does not take embeddings;
-            worker_failed or network_damage if a second one fails after it has received the request.
+        LostTwiceError: worker_failed or network_damage if a second one fails after it has received the request.
+        ServeError: no_worker if no instance can be reached; worker_failed if it does not take embeddings.
     """
     asked = set() if asked is None else asked
     timeout, until = fleet.client.timeout, math.inf
@@ -109,6 +109,7 @@ async def ask(
     failed: list[str] = []
     busy: VerbatimError | None = None
     lost: EncodeAgainError | None = None
+    is_again = False
     instance = first or await fleet.language(request.model, tried, avoid=asked, decodes=decodes)
     while instance is not None and time.monotonic() < until:
         tried.add(instance.incarnation)
@@ -143,7 +144,8 @@ async def ask(
                 span.end("busy")
                 busy = refusal
         instance = None if only_first else await fleet.language(request.model, tried, avoid=asked, decodes=decodes)
-        if instance is not None and lost is not None:
+        if instance is not None and lost is not None and not is_again:
+            is_again = True
             log.warning("asking another instance: %s", lost.detail)
             fleet.metrics.second_attempts.inc()
             current_record().begins_again(lost.code, "")
@@ -163,13 +165,13 @@ def _lost(
 
     Raises:
         EncodeAgainError: not by a request that decodes: its blocks may have been fetched.
-        ServeError: it is the second loss.
+        LostTwiceError: it is the second loss.
     """
     if decodes:
         raise error from cause
     if earlier is not None:
         why = f"{error.detail} (before that: {earlier.detail})"
-        raise ServeError(error.code, why, status=error.http_status, retryable=error.retryable) from cause
+        raise LostTwiceError(error.code, why, status=error.http_status, retryable=error.retryable) from cause
     return error
 
 
