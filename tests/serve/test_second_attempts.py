@@ -9,7 +9,7 @@ import pytest
 
 from tests.serve import pictures
 from tests.serve.conftest import user
-from tests.serve.fakes import BREAK, DAMAGE, Deployment, tokens
+from tests.serve.fakes import BREAK, DAMAGE, Deployment, closed_port, tokens
 
 pytestmark = pytest.mark.integration
 
@@ -95,6 +95,22 @@ def test_nothing_is_encoded_for_a_request_that_no_language_worker_can_take(
     assert answer.headers["retry-after"] == "1"
     has_encoded = content is QUESTION and how != "no lease"
     assert asked(deployment)["encode0"] == has_encoded
+
+
+def test_a_killed_worker_whose_lease_lasts_costs_one_request(deployment: Deployment, http: httpx.Client) -> None:
+    """The request that finds out. Later ones ask it whether it is back, before anything is done for them."""
+    with closed_port() as closed:
+        gone = deployment.entry("language0", url=closed)
+        deployment.workers = [deployment.entry("encode0"), gone]
+        deployment.wait(lambda: http.get("/workers").json()["workers"][-1]["url"] == closed)
+        for _ in range(3):
+            answer = http.post("/v1/chat/completions", json=BODY)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
+            assert closed in answer.json()["error"]["message"]
+        assert asked(deployment)["encode0"] == 1
+    deployment.workers = [deployment.entry("encode0"), deployment.entry("language0")]
+    deployment.wait(lambda: closed not in http.get("/workers").text)
+    assert http.post("/v1/chat/completions", json=BODY).status_code == 200  # although it has failed lately
 
 
 @pytest.mark.parametrize("deployment", [{"media": {"allowed_hosts": ("127.0.0.1",)}}], indirect=True)

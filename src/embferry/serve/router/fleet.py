@@ -223,10 +223,27 @@ class Fleet(Backends[RouterMetrics]):
     async def check_language(self, avoid: Collection[str] = ()) -> None:
         """Refuses what no language worker can answer, before anything is done for it.
 
+        If all have failed lately, one of them must answer now: the lease of a killed one has not ended yet.
+
         Raises:
             ServeError: no_worker.
         """
-        await self.candidates("language", avoid)
+        found = await self.candidates("language", avoid)
+        now = time.monotonic()
+        if all(self._suspected.get(worker.id, now) > now for worker in found):
+            answers = await asyncio.gather(*map(self._trouble_of, found))
+            if all(answers):
+                raise ServeError("no_worker", f"no language worker answers ({'; '.join(answers)}); try again later")
+
+    async def _trouble_of(self, worker: Worker) -> str:
+        """Returns why a worker does not answer now; empty if it does."""
+        try:
+            async with asyncio.timeout(self.settings.router.connect_timeout):
+                request = self.control.build_request("GET", f"{worker.url}/health")
+                await self.control.send(add_digests(request), auth=self.proof_of(worker))
+        except (httpx.HTTPError, TimeoutError) as error:
+            return f"{worker.id} at {worker.url}: {reason_of(error)}"
+        return ""
 
     def has_another(self, role: Role, avoid: Collection[str]) -> bool:
         """Returns whether there is a worker of this role that is not in ``avoid``."""
