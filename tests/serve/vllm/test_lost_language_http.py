@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from embferry.serve.vllm.instance_proofs import AUTHORIZATION
 from tests.serve.vllm.servers import (
     API_KEY,
     CONDITION_S,
@@ -42,6 +43,12 @@ class TwoLanguages(Servers):
         """Returns the tokens of a language instance that is asked past the router: it encodes the pictures itself."""
         self.undivided = self.at(name)
         return self.tokens(self.undivided, *content)
+
+    def client(self, url: str) -> Any:
+        client = super().client(url)
+        if url != self.undivided:
+            return client
+        return client.with_options(default_headers={AUTHORIZATION: f"Bearer {API_KEY}"})  # vLLM's own key
 
     def busy(self) -> list[str]:
         """Returns the language instances that have a request of the router."""
