@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 FRAMES = 160
 TEXT = "what is there?"
 MAX_TOKENS = 8
+STREAM = [False, pytest.param(True, marks=pytest.mark.sweeps)]
 
 
 def settings_of(workers: int) -> Settings:
@@ -190,7 +191,7 @@ def restarted(cluster: LocalCluster, view: ProcessView) -> Iterator[None]:
     wait_whole(cluster)
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", STREAM)
 def test_what_was_encoded_for_a_killed_worker_is_not_encoded_again(pair: LocalCluster, stream: bool) -> None:
     seed = 1 + stream
     expected = undivided(seed)
@@ -211,7 +212,7 @@ def test_what_was_encoded_for_a_killed_worker_is_not_encoded_again(pair: LocalCl
     assert encodes(pair) == encoded + 1
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", STREAM)
 def test_the_only_worker_that_is_killed_during_a_transfer_is_an_error_at_once(
     single: LocalCluster, stream: bool
 ) -> None:
@@ -263,7 +264,7 @@ def test_a_stream_whose_only_worker_is_killed_ends_with_an_error(single: LocalCl
     assert "data: [DONE]" not in asking.lines
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", STREAM)
 def test_a_worker_that_is_told_to_end_hands_its_requests_over(pair: LocalCluster, stream: bool) -> None:
     """It cannot finish them in time. The encode worker is not blamed: it is asked again, and encodes nothing."""
     seed = 60 + stream
@@ -288,6 +289,7 @@ def test_a_worker_that_is_told_to_end_hands_its_requests_over(pair: LocalCluster
     assert encodes(pair) == encoded + 1
 
 
+@pytest.mark.sweeps
 def test_what_a_killed_encode_worker_had_made_is_made_again(pair: LocalCluster) -> None:
     """By the other one, or by the one that has taken its place."""
     seed = 70
@@ -326,6 +328,7 @@ def test_a_killed_router_ends_its_connections_and_no_embedding(single: LocalClus
     assert encodes(single) == encoded + 1
 
 
+@pytest.mark.sweeps
 def test_a_killed_bootstrap_server_costs_no_request(single: LocalCluster) -> None:
     seed = 90
     expected = undivided(seed)
