@@ -218,3 +218,26 @@ async def test_a_list_that_a_stranger_has_changed_is_not_used(
         assert trouble in fleet._trouble
         assert [worker.url for worker in await fleet.candidates("encode")] == ["http://h:1"]
         await fleet.close()
+
+
+@pytest.mark.asyncio
+async def test_the_order_in_which_workers_are_asked() -> None:
+    with BootstrapServer(trust=NO_KEY) as bootstrap:
+        for name in "abc":
+            worker = Worker(id=name, role="encode", url=f"http://{name}:1", endpoint="", load="abc".index(name))
+            BootstrapClient(bootstrap.url, trust=NO_KEY, timeout_s=60.0).register(worker)
+        fleet = Fleet(Settings(bootstrap_url=bootstrap.url))
+        await fleet.refresh()
+
+        async def order(**more: Any) -> str:
+            return "".join(worker.id for worker in await fleet.candidates("encode", **more))
+
+        assert await order() == "abc"
+        assert await order(holder="c") == "cab"
+        assert await order(holder="c", prefer="b") == "bca"
+        assert await order(holder="c", avoid={"c"}) == "ab"
+        (worker,) = (one for one in await fleet.candidates("encode") if one.id == "c")
+        fleet.suspect(worker)  # it may stand still: another encode is cheaper than the wait for it
+        assert await order(holder="c") == "abc"
+        assert await order(prefer="c") == "cab"
+        await fleet.close()

@@ -68,13 +68,27 @@ CODES: dict[str, tuple[int, str]] = {
     "no_worker": (503, "No worker of the needed kind is registered, or none can be reached."),
     "worker_unfit": (503, "The encode worker encodes nothing, not even a test picture of its own."),
     "worker_failed": (502, "A worker broke off, or its answer is malformed."),
+    "worker_ending": (
+        503,
+        "The language worker was told to end, or a bug has stopped it, before the end of the answer.",
+    ),
     "network_damage": (502, "What a router and a worker send each other arrived changed, also when sent again."),
     "request_timeout": (504, "The request took longer than `router.request_timeout`."),
     "internal_error": (500, "A bug of the server; the log has the details under the request's id."),
 }
 """Every code of this layer, its status and its meaning. The codes of workers are passed on beside these."""
 
-RETRYABLE = frozenset({"rate_limited", "no_worker", "worker_unfit", "worker_failed", "body_damaged", "network_damage"})
+RETRYABLE = frozenset(
+    {
+        "rate_limited",
+        "no_worker",
+        "worker_unfit",
+        "worker_failed",
+        "worker_ending",
+        "body_damaged",
+        "network_damage",
+    }
+)
 """The codes with which the same request may succeed later."""
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",

@@ -100,7 +100,7 @@ async def test_an_item_that_no_encoder_encodes_is_an_error(what: str) -> None:
     is_fault = what in ("500", "no coordinates", "incomplete coordinates", "no parameters")
     assert (answer.status, answer.error["code"]) == ((502, "worker_failed") if is_fault else (503, "no_worker"))
     assert answer.headers["x-should-retry"] == "true"
-    assert answer.headers.get("retry-after") == (None if is_fault else "1")
+    assert answer.headers["retry-after"] == "1"
     assert "http://enc0" in answer.error["message"]
     assert "http://enc1" in answer.error["message"]
     # An encoder that broke off and answers again may have been restarted, so it is tried once more.
@@ -189,7 +189,8 @@ async def test_a_failure_behind_the_encode_is_encoded_again_elsewhere(what: str)
         answer = await router.ask(request(picture(), stream=stream))
         assert answer.status == 200
         assert b"red" in answer.body
-        assert [len(encoder.requests) for encoder in encoders] == [1, 1]
+        is_lost = ": lost" in what  # and answers again: then the embedding is as good as before
+        assert sorted(len(encoder.requests) for encoder in encoders) == ([0, 1] if is_lost else [1, 1])
         assert await router.counted("chat_second_attempts_total") == 1
 
 

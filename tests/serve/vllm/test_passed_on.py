@@ -15,7 +15,19 @@ from embferry.serve.vllm import fields
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.passed_on import PATHS
 from embferry.serve.vllm.responses import RESPONSES
-from tests.serve.vllm.stubs import BREAK, Network, Stub, answered, events_of, picture, request, routed, streamed, text
+from tests.serve.vllm.losses import ends
+from tests.serve.vllm.stubs import (
+    BREAK,
+    Network,
+    Stub,
+    answered,
+    events_of,
+    picture,
+    request,
+    routed,
+    streamed,
+    text,
+)
 
 pytestmark = pytest.mark.asyncio
 
@@ -63,6 +75,21 @@ async def test_another_instance_is_asked_where_one_is_busy_or_gone() -> None:
         second.up = False
         first.behaviours = [replied()]
         assert (await router.post("/tokenize", {"prompt": "x"})).json() == {"from": "l"}
+
+
+@pytest.mark.parametrize("path", [*PATHS, RESPONSES])
+async def test_a_lost_instance_is_replaced_once(path: str) -> None:
+    languages = [Stub(f"l{number}", "language", behaviours=[ends]) for number in range(4)]
+    body = {"model": "tiny", "prompt": "x", "input": "x", "tokens": [1]}
+    async with routed(Stub("e", "encode"), *languages) as router:
+        refused = await router.post(path, body)
+        assert (refused.status, refused.error["code"]) == (502, "worker_failed")
+        assert "before that" in refused.error["message"]
+        assert [language.up for language in languages].count(False) == 2
+        for language in languages:
+            language.behaviours = [replied()] * 2
+        next(language for language in languages if language.up).behaviours = [ends]
+        assert (await router.post(path, body)).status == 200
 
 
 @pytest.mark.parametrize(("status", "code"), [(422, 422), (500, 502), (503, 503)])

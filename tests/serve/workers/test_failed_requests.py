@@ -263,7 +263,7 @@ def test_a_language_worker_that_shuts_down_ends_its_requests(join: MakeJoined) -
         await asyncio.to_thread(joined.language.close)
         return events(await call)
 
-    assert_gone(run(shut()))
+    assert_gone(run(shut()), "worker_ending")
 
 
 def test_a_language_worker_that_shuts_down_ends_jobs_that_have_not_begun(
@@ -295,7 +295,7 @@ def test_a_language_worker_that_shuts_down_ends_jobs_that_have_not_begun(
 
     with monkeypatch.context() as patch:
         patch.setattr(JobPipeline, "step", pausing_step)
-        assert_gone(run(shut()))
+        assert_gone(run(shut()), "worker_ending")
 
 
 def accepts_jobs(joined: Joined) -> bool:
@@ -325,9 +325,9 @@ def test_an_encode_worker_that_shuts_down_ends_its_transfers(join: MakeJoined, t
     assert_gone(run(shut()))
 
 
-def assert_gone(received: list[dict[str, Any]]) -> None:
+def assert_gone(received: list[dict[str, Any]], code: str = "peer_gone") -> None:
     error = received[-1]["error"]
-    assert (error["code"], error["status"], error["retryable"]) == ("peer_gone", 503, True)
+    assert (error["code"], error["status"], error["retryable"]) == (code, 503, True)
 
 
 def test_workers_report_health_readiness_metrics_and_pool(join: MakeJoined) -> None:

@@ -25,7 +25,10 @@ def error_response(error: ServeError) -> JSONResponse:
     status = error.http_status
     is_told = status >= 500 or status in RETRIED_BY_CLIENTS or error.retryable
     headers = {"x-should-retry": "true" if error.retryable else "false"} if is_told else {}
-    headers |= retry_after(status, error.retry_after) | connection_of(error)
+    seconds = error.retry_after
+    headers |= retry_after(status, seconds) | connection_of(error)
+    if error.retryable and status >= 500:  # a gateway's failure too: another worker, or the restarted one, may answer
+        headers |= {"retry-after": str(seconds)}
     return JSONResponse(error.body(), status, headers)
 
 

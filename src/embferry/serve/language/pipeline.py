@@ -23,8 +23,9 @@ from embferry.disaggregation.wires import ReceivingManager
 from embferry.engine.language import LanguageModel
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import EmbeddingSource, Output, Request, Scheduler
-from embferry.protocol.errors import Aborted, EmbeddingTransferError, PeerGone
+from embferry.protocol.errors import Aborted, EmbeddingTransferError
 from embferry.serve.config import Settings
+from embferry.serve.errors import ServeError
 from embferry.serve.language.job import ACCEPTED, Job
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.prompting import PromptThreads
@@ -115,9 +116,9 @@ class JobPipeline:
             self._fail(job, Aborted("aborted by the caller", room=job.request.room))
 
     def shut_down(self, why: str) -> None:
-        """Ends every job with PeerGone."""
+        """Ends every job with ``worker_ending``."""
         for job in list(self.jobs.values()):
-            self._fail(job, PeerGone(why, room=job.request.room))
+            self._fail(job, ServeError("worker_ending", why))
 
     def advance_transfers(self) -> None:
         """Moves each job whose transfer has changed to its next stage."""

@@ -12,7 +12,6 @@ from typing import ClassVar
 from embferry.disaggregation.wires import ReceivingManager
 from embferry.engine.grammar import MATCHER_BYTES
 from embferry.engine.language import LanguageModel
-from embferry.protocol.errors import LocalProtocolError, PeerGone
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
@@ -22,7 +21,6 @@ from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.pipeline import JobPipeline
 from embferry.serve.language.prompting import PromptThreads
-from embferry.serve.worker.errors import as_serve_error
 from embferry.serve.worker.service import Service
 from embferry.traces.context import TraceContext
 
@@ -68,8 +66,8 @@ class LanguageService(Service[ReceivingManager, str, Job]):
 
         Raises:
             CapacityError: the queue is full, or the worker is shutting down.
-            ServeError: capacity_exhausted: other jobs hold too many bytes.
-            LocalProtocolError: a bug has stopped the engine thread.
+            ServeError: capacity_exhausted: other jobs hold too many bytes; worker_ending: a bug has stopped the engine
+                thread.
         """
         limits = self.settings.language
         hold = hold or self.budget.hold()
@@ -78,7 +76,7 @@ class LanguageService(Service[ReceivingManager, str, Job]):
         tokens = min(sum(shape.num_tokens(merge) for shape in request.shapes), limits.max_prompt_tokens)
         with self._lock:
             if self.fault is not None:
-                raise LocalProtocolError(f"a bug has stopped this language worker: {self.fault!r}", retryable=True)
+                raise ServeError("worker_ending", f"a bug has stopped this language worker: {self.fault!r}")
             self._check_capacity(limits.max_concurrent + limits.max_queued, "language.max_queued", request.room)
             hold.add(tokens * self.manager.geometry.layout.token_bytes)
             hold.add(MATCHER_BYTES if request.sampling.constraint is not None else 0)
@@ -144,7 +142,7 @@ class LanguageService(Service[ReceivingManager, str, Job]):
         with self._lock:
             unfinished = list(self._open.values())  # among them jobs that have not begun
         for job in unfinished:
-            job.deliver(as_serve_error(PeerGone(f"{why}; ask again", room=job.request.room)))
+            job.deliver(ServeError("worker_ending", f"{why}; ask again"))
 
     def _begin(self, job: Job) -> None:
         def built() -> None:

@@ -18,16 +18,19 @@ class Attempts:
     """The attempts at one request.
 
     After a damaged message the same worker is asked once more. After any other failure of a worker, or a second damaged
-    message, other workers are asked, once.
+    message, other workers are asked, once. The encode worker of the attempt before is asked again unless it has failed:
+    its cache may have the embedding.
 
     Attributes:
         avoid: ids of workers that are not asked again.
         prefer: id of the worker that is asked once more.
+        encoder: id of the encode worker that the latest attempt has used.
     """
 
     def __init__(self, fleet: Fleet) -> None:
         self.avoid: set[str] = set()
         self.prefer: str | None = None
+        self.encoder: str | None = None
         self._fleet = fleet
         self._damaged: set[str] = set()  # ids of workers with one damaged message
         self._failures: list[ServeError] = []

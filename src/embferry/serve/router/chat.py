@@ -55,6 +55,7 @@ class Chat(ChatEndpoint[Fleet]):
         asked = await off_loop(JSON_WEIGHT * incoming.nbytes, self._parsed, incoming.take(), ignored)
         response.note_ignored(ignored)
         current_record().describe(streams=asked.streams, kinds=[one.kind for one in asked.media])
+        await self.fleet.check_language()
         asked.items = await load_media(asked.media, self.fleet.fetcher, self._settings.media, incoming.hold.add)
         asked.media.clear()
         incoming.hold.set(asked.nbytes + nbytes_of(asked.items))
@@ -86,7 +87,8 @@ class Chat(ChatEndpoint[Fleet]):
         with about(room=response.room):
             async with self._worker_call(request_id, response.room, attempts) as call:
                 if asked.items:
-                    await call.encode(asked.items)
+                    await self.fleet.check_language(attempts.avoid)  # it may have taken long to fetch the files
+                    attempts.encoder = await call.encode(asked.items)
                 await self._generate(asked, call, response, hold)
 
     def _parsed(self, body: bytes, ignored: Ignored) -> Asked:
@@ -95,7 +97,7 @@ class Chat(ChatEndpoint[Fleet]):
     @contextlib.asynccontextmanager
     async def _worker_call(self, request_id: str, room: int | None, attempts: Attempts) -> AsyncIterator[WorkerCall]:
         """Closes the call in a task of its own: workers must hear of an abort even if this task is being cancelled."""
-        call = WorkerCall(self.fleet, request_id, room, attempts.avoid, attempts.prefer)
+        call = WorkerCall(self.fleet, request_id, room, attempts.avoid, attempts.prefer, attempts.encoder)
         try:
             yield call
         finally:

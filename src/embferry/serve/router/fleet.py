@@ -158,11 +158,13 @@ class Fleet(Backends[RouterMetrics]):
         self._suspected = {id: until for id, until in self._suspected.items() if until > time.monotonic()}
         self._suspected[worker.id] = time.monotonic() + SUSPECT_SECONDS
 
-    async def candidates(self, role: Role, avoid: Collection[str] = (), prefer: str | None = None) -> list[Worker]:
+    async def candidates(
+        self, role: Role, avoid: Collection[str] = (), prefer: str | None = None, holder: str | None = None
+    ) -> list[Worker]:
         """Returns the workers of a role, least loaded first; among equals, the least recently used first.
 
         Those that have failed lately come last. Those whose ids are in ``avoid`` are left out. The one with the id
-        ``prefer`` comes first.
+        ``prefer`` comes first in any case, the one with the id ``holder`` first unless it has failed lately.
 
         Raises:
             ServeError: no_worker.
@@ -175,11 +177,12 @@ class Fleet(Backends[RouterMetrics]):
             raise ServeError("no_worker", f"there is no {role} worker{why}; try again when one has started")
         now = time.monotonic()
 
-        def order(worker: Worker) -> tuple[bool, bool, float, int]:
+        def order(worker: Worker) -> tuple[bool, bool, bool, float, int]:
             is_suspect = self._suspected.get(worker.id, now) > now
             return (
                 worker.id != prefer,
                 is_suspect,
+                worker.id != holder,
                 worker.load + self.in_flight[worker.id],
                 self.last_turn.get(worker.id, -1),
             )
@@ -213,6 +216,31 @@ class Fleet(Backends[RouterMetrics]):
             return asked | dict(read_json(await checked_body(response)))
         except (httpx.HTTPError, DamagedError, ValueError, TypeError, TimeoutError) as error:
             return asked | {"error": reason_of(error)}
+
+    async def check_language(self, avoid: Collection[str] = ()) -> None:
+        """Refuses what no language worker can answer, before anything is done for it.
+
+        If all have failed lately, one of them must answer now: the lease of a killed one has not ended yet.
+
+        Raises:
+            ServeError: no_worker.
+        """
+        found = await self.candidates("language", avoid)
+        now = time.monotonic()
+        if all(self._suspected.get(worker.id, now) > now for worker in found):
+            answers = await asyncio.gather(*map(self._trouble_of, found))
+            if all(answers):
+                raise ServeError("no_worker", f"no language worker answers ({'; '.join(answers)}); try again later")
+
+    async def _trouble_of(self, worker: Worker) -> str:
+        """Returns why a worker does not answer now; empty if it does."""
+        try:
+            async with asyncio.timeout(self.settings.router.connect_timeout):
+                request = self.control.build_request("GET", f"{worker.url}/health")
+                await self.control.send(add_digests(request), auth=self.proof_of(worker))
+        except (httpx.HTTPError, TimeoutError) as error:
+            return f"{worker.id} at {worker.url}: {reason_of(error)}"
+        return ""
 
     def has_another(self, role: Role, avoid: Collection[str]) -> bool:
         """Returns whether there is a worker of this role that is not in ``avoid``."""

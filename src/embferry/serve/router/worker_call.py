@@ -69,17 +69,25 @@ class WorkerCall:
         room: None for a request of text alone, which needs no transfer.
         avoid: ids of workers that are not asked.
         prefer: id of a worker that is asked first.
+        holder: id of the encode worker that may have the embedding of an earlier attempt; asked first unless it has
+            failed lately.
 
     Attributes:
         workers: the workers that may hold something for this request.
     """
 
     def __init__(
-        self, fleet: Fleet, request_id: str, room: int | None, avoid: Collection[str] = (), prefer: str | None = None
+        self,
+        fleet: Fleet,
+        request_id: str,
+        room: int | None,
+        avoid: Collection[str] = (),
+        prefer: str | None = None,
+        holder: str | None = None,
     ) -> None:
         self._fleet = fleet
         self._request_id = request_id
-        self._avoid, self._prefer = avoid, prefer
+        self._avoid, self._prefer, self._holder = avoid, prefer, holder
         self.room = room
         self.workers: list[Worker] = []
         self._in_flight = ExitStack()
@@ -89,8 +97,8 @@ class WorkerCall:
         self._gone: set[str] = set()  # ids of workers whose connection broke or could not be made
         self._call = NO_CALL
 
-    async def encode(self, items: list[dict[str, Any]]) -> None:
-        """Has the items encoded.
+    async def encode(self, items: list[dict[str, Any]]) -> str:
+        """Has the items encoded. Returns the id of the encode worker.
 
         Raises:
             WorkerLostError: a message was damaged, so that this attempt cannot succeed.
@@ -107,6 +115,7 @@ class WorkerCall:
             if len(described) != len(items) or not isinstance(answer["endpoint"], str):
                 raise ValueError
             self._encoded = {"endpoint": answer["endpoint"], "items": described}
+            return self._encoder.id
         except (ValueError, KeyError, TypeError) as error:
             raise ServeError("worker_failed", "the encode worker's answer is malformed") from error
 
@@ -207,7 +216,7 @@ class WorkerCall:
         timeout = httpx.Timeout(router.stall_timeout, connect=router.connect_timeout, pool=None)
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "X-Request-Id": self._request_id}
         digest = await off_loop(len(body), content_digest, body)
-        for worker in await self._fleet.candidates(role, self._avoid, self._prefer):
+        for worker in await self._fleet.candidates(role, self._avoid, self._prefer, self._holder):
             request = self._fleet.client.build_request(
                 "POST",
                 worker.url + path,
@@ -303,6 +312,9 @@ class WorkerCall:
         """Returns a language worker's error; it is the encode worker that is lost if its embedding does not arrive."""
         if error.code in _DAMAGED_REQUEST:
             return self._damaged("language", worker, error.detail)
+        if error.code == "worker_ending":
+            self._fleet.suspect(worker)
+            return WorkerLostError(worker, error)
         if self._encoder is None or error.code not in _LOST_EMBEDDING:
             return error
         self._fleet.suspect(self._encoder)

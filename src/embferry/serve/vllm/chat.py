@@ -24,7 +24,7 @@ from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.early import Early, NotAsExpectedError, beside
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of, owner_of
 from embferry.serve.vllm.failover import Failover, Transfer
-from embferry.serve.vllm.failures import EncodeAgainError
+from embferry.serve.vllm.failures import EncodeAgainError, LostTwiceError
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import unless_given_up
@@ -107,7 +107,8 @@ class Chat(InstanceEndpoint):
         except ServeError as error:
             if isinstance(error, ItemError):
                 error.at(next(part.param for part, item in media if item == error.item))
-            if not self._settings.vllm.language_encodes or error.http_status < 500:
+            is_final = error.http_status < 500 or isinstance(error, LostTwiceError)
+            if is_final or not self._settings.vllm.language_encodes:
                 raise
             log.warning("sent undivided: %s", error.detail)
         self.fleet.metrics.fallbacks.inc()
@@ -222,7 +223,7 @@ class Chat(InstanceEndpoint):
             except EncodeAgainError as error:
                 if encodes is not None and any(transfer.failure is not None for transfer in transfers):
                     raise _NotReceivedError(_with_reason(error, transfers).detail) from error
-                avoid |= self._suspects(transfers, encoded)
+                avoid |= self._suspects(error, transfers, encoded)
                 if language is not None and any(transfer.was_not_requested for transfer in transfers):
                     self._received.distrust(language)
                 raise _with_reason(error, transfers) from error
@@ -269,10 +270,14 @@ class Chat(InstanceEndpoint):
         known = self._received.known(request, items, language)
         return None if known is None else await self._early.expect(items, request.model, avoid, known)
 
-    def _suspects(self, transfers: Sequence[Transfer], encoded: Sequence[Encoded]) -> set[str]:
-        """Returns the encoders whose embeddings did not arrive; all, if no consumer has reported any."""
+    def _suspects(self, error: EncodeAgainError, transfers: Sequence[Transfer], encoded: Sequence[Encoded]) -> set[str]:
+        """Returns the encoders whose embeddings did not arrive.
+
+        If no consumer has reported any, these are all, or none if the language instance is to blame.
+        """
         suspects = [transfer.encoded.encoder for transfer in transfers if transfer.failure is not None]
-        suspects = suspects or [one.encoder for one in encoded]
+        if not suspects and not error.of_language:
+            suspects = [one.encoder for one in encoded]
         for encoder in suspects:
             self.fleet.suspect(encoder)
         return {encoder.url for encoder in suspects}

@@ -33,7 +33,32 @@ class VerbatimError(Exception):
 
 
 class EncodeAgainError(ServeError):
-    """A failure after the encode and before the first byte to the client: encoding once more may help."""
+    """A failure after the encode and before the first byte to the client: encoding once more may help.
+
+    Args:
+        code: as for ServeError.
+        detail: as for ServeError.
+        status: as for ServeError.
+        retryable: as for ServeError.
+        of_language: the language instance was lost, or what it and the router sent each other was damaged. Then no
+            encoder is to blame, and the cache of each is asked first.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        status: int | None = None,
+        retryable: bool | None = None,
+        of_language: bool = False,
+    ) -> None:
+        super().__init__(code, detail, status=status, retryable=retryable)
+        self.of_language = of_language
+
+
+class LostTwiceError(ServeError):
+    """Two language instances were lost while they had the request, which may be the cause: no third one gets it."""
 
 
 def is_busy(status: int) -> bool:

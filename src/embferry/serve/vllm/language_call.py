@@ -8,6 +8,7 @@ computed.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +23,7 @@ from embferry.serve.http.answers import read_json
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import off_loop
-from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
+from embferry.serve.vllm.failures import EncodeAgainError, LostTwiceError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import REASONS
 from embferry.serve.vllm.instance import Incarnation, Instance
@@ -30,6 +31,8 @@ from embferry.serve.vllm.instance_digests import content_type_of, received_piece
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
 from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_COMPLETION_BYTES, STREAMED
 from embferry.trust.digests import DamagedError, content_digest
+
+log = logging.getLogger(__name__)
 
 BLOCKS_SECONDS = 8.0
 """Seconds for the connection to a decode instance, and within which further ones are tried. A prefill instance keeps
@@ -75,6 +78,9 @@ async def ask(
 ) -> Answer:
     """Asks one instance after the other until one answers.
 
+    An instance that fails after it has received the request is replaced once, by another one that gets the same body:
+    producers still offer the embeddings. A request that ends instances ends two at most.
+
     Args:
         fleet: the instances.
         request: the client's request.
@@ -88,7 +94,9 @@ async def ask(
 
     Raises:
         VerbatimError: the request is wrong, or all instances are busy.
-        EncodeAgainError: the instance failed before its first token, or messages arrived damaged twice.
+        EncodeAgainError: the instance failed before its first token, or messages arrived damaged twice, and there is no
+            other one.
+        LostTwiceError: worker_failed or network_damage if a second one fails after it has received the request.
         ServeError: no_worker if no instance can be reached; worker_failed if it does not take embeddings.
     """
     asked = set() if asked is None else asked
@@ -100,6 +108,8 @@ async def ask(
     damaged: set[Incarnation] = set()
     failed: list[str] = []
     busy: VerbatimError | None = None
+    lost: EncodeAgainError | None = None
+    is_again = False
     instance = first or await fleet.language(request.model, tried, avoid=asked, decodes=decodes)
     while instance is not None and time.monotonic() < until:
         tried.add(instance.incarnation)
@@ -117,27 +127,52 @@ async def ask(
             except httpx.TransportError as error:
                 span.end(type(error).__name__)
                 what = fleet.failed(instance, error)
-                if not (is_unreachable(error) or (instance.is_stalled and not has_media and not decodes)):
-                    raise EncodeAgainError("worker_failed", what) from error
                 failed.append(what)
+                if not is_unreachable(error):
+                    lost = _lost(EncodeAgainError("worker_failed", what, of_language=True), lost, decodes, error)
             except DamagedError as error:
                 span.end("network_damage")
                 what = fleet.damaged(instance, error)
-                if instance.incarnation in damaged or decodes:
-                    raise EncodeAgainError("network_damage", what) from error
-                damaged.add(instance.incarnation)
-                continue  # the same instance
+                if instance.incarnation not in damaged and not decodes:
+                    damaged.add(instance.incarnation)
+                    continue  # the same instance
+                failed.append(what)
+                lost = _lost(EncodeAgainError("network_damage", what, of_language=True), lost, decodes, error)
             except VerbatimError as refusal:
                 if not is_busy(refusal.status) or decodes:
                     raise
                 span.end("busy")
                 busy = refusal
         instance = None if only_first else await fleet.language(request.model, tried, avoid=asked, decodes=decodes)
+        if instance is not None and lost is not None and not is_again:
+            is_again = True
+            log.warning("asking another instance: %s", lost.detail)
+            fleet.metrics.second_attempts.inc()
+            current_record().begins_again(lost.code, "")
+    if lost is not None:
+        raise lost
     if busy is not None:
         raise busy
     if only_first:
-        raise EncodeAgainError("no_worker", f"{first!r} cannot be reached")
+        raise EncodeAgainError("no_worker", f"{first!r} cannot be reached", of_language=True)
     raise unavailable(fleet, failed, decodes=decodes)
+
+
+def _lost(
+    error: EncodeAgainError, earlier: EncodeAgainError | None, decodes: bool, cause: Exception
+) -> EncodeAgainError:
+    """Returns the loss of an instance that had received the request, if another one may be asked.
+
+    Raises:
+        EncodeAgainError: not by a request that decodes: its blocks may have been fetched.
+        LostTwiceError: it is the second loss.
+    """
+    if decodes:
+        raise error from cause
+    if earlier is not None:
+        why = f"{error.detail} (before that: {earlier.detail})"
+        raise LostTwiceError(error.code, why, status=error.http_status, retryable=error.retryable) from cause
+    return error
 
 
 def unavailable(fleet: Fleet, failed: Sequence[str] = (), *, decodes: bool = False) -> ServeError:

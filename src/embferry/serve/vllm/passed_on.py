@@ -109,6 +109,8 @@ class PassedOn(InstanceEndpoint):
     ) -> tuple[Instance, httpx.Response]:
         """Returns the first instance that can be reached and has capacity, and its response.
 
+        One that fails after it has received the request, and before it responds, is replaced once.
+
         Raises:
             VerbatimError: all instances are busy.
             ServeError: no_worker; worker_failed.
@@ -116,6 +118,7 @@ class PassedOn(InstanceEndpoint):
         tried: set[Incarnation] = set()
         failed: list[str] = []
         busy: VerbatimError | None = None
+        lost = ""
         while (instance := await self.fleet.language(model, tried)) is not None:
             tried.add(instance.incarnation)
             async with AsyncExitStack() as call:
@@ -137,10 +140,14 @@ class PassedOn(InstanceEndpoint):
                     span.end(type(error).__name__)
                     failed.append(self.fleet.failed(instance, error))
                     if not is_unreachable(error):
-                        raise ServeError("worker_failed", failed[-1]) from error
+                        if lost:
+                            raise ServeError("worker_failed", f"{failed[-1]} (before that: {lost})") from error
+                        lost = failed[-1]
                 except DamagedError as error:
                     span.end("network_damage")
                     failed.append(self.fleet.damaged(instance, error))
+        if lost:
+            raise ServeError("worker_failed", "; ".join(failed))
         if busy is not None:
             raise busy
         why = "; ".join(failed or self.fleet.missing()) or f"no {self.fleet.receiving} instance is available"

@@ -40,7 +40,9 @@ POOLED = {"router": JOBS + min(32, (os.cpu_count() or 1) + 4)}
 """Threads that pools may still start after the warm-up: the router's start one when two pieces of work coincide."""
 MEET_SECONDS = 60.0
 """Until all workers have met: the router asks a worker that has failed last, for 10 s."""
-EXPLAINED = {"peer_gone", "worker_failed", "transport_error", "lease_expired", "no_worker", "transport_stalled"}
+EXPLAINED = {
+    "peer_gone", "worker_failed", "worker_ending", "transport_error", "lease_expired", "no_worker", "transport_stalled",
+}  # fmt: skip
 """Codes that may be the consequence of a strike; all of them may be repeated."""
 ENDING = {"supervisor": {"connection", "capacity_exhausted"}, "router": {"connection"}}
 """More codes, by process: the client's connection broke, or a worker that is about to end refuses requests."""
