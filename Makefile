@@ -90,7 +90,7 @@ test-browser: setup-browser ## the live page of a router in a real browser, Chro
 	@$(PY) -m pytest -m browser tests/serve/browser
 
 test-engines: setup-engines ## the mooncake and nixl transports on their real engines
-	@$(PY) -m pytest -m "engines and not ($(VLLM))"
+	@$(PY) -m pytest -m "engines and not ($(VLLM))" -n 2 --dist loadfile
 
 test-ray: setup-ray ## Ray Serve on a cluster of three nodes on this machine: lost nodes, bursts; some minutes
 	@$(PY) -m pytest -m "ray and not ray_vllm" tests/deploy/ray

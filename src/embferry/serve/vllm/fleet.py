@@ -19,7 +19,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import Backends, KnownWorker, Scraped, reason_of
 from embferry.serve.http.calls import add_digests
-from embferry.serve.vllm.instance import Incarnation, Instance, Role
+from embferry.serve.vllm.instance import Incarnation, Instance, Role, named_in
 from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.instance_models import models_of
 from embferry.serve.vllm.instance_proofs import InstanceProver
@@ -59,18 +59,11 @@ class Fleet(Backends[VllmRouterMetrics]):
     ) -> None:
         super().__init__(settings, VllmRouterMetrics(), transport)
         self._source = source
-        vllm = settings.vllm
-        self.encoders = [Instance("encode", url) for url in vllm.encode_urls]
-        urls = vllm.prefill_urls or vllm.language_urls
-        zmq = vllm.consumer_zmq or (None,) * len(urls)
-        self.receiving: Role = "prefill" if vllm.prefill_urls else "language"
-        self.languages = [Instance(self.receiving, url, address) for url, address in zip(urls, zmq, strict=True)]
-        self.decoders = [Instance("decode", url) for url in vllm.decode_urls]
-        self._roles: dict[Role, list[Instance]] = {"encode": self.encoders, self.receiving: self.languages}
-        if self.decoders:
-            self._roles["decode"] = self.decoders
-        for one, metrics in zip(self.instances, vllm.connector_metrics_urls, strict=False):
-            one.connector_metrics = metrics
+        self.receiving: Role = "prefill" if settings.vllm.prefill_urls else "language"
+        self._roles = named_in(settings.vllm)
+        self.encoders, self.languages, self.decoders = self._roles.values()
+        if not self.decoders:
+            del self._roles["decode"]
         self._keys = Trust.of_environment().keys
         self._provers: MutableMapping[Instance, InstanceProver] = WeakKeyDictionary()
         for one in self.instances:

@@ -6,6 +6,8 @@ import asyncio
 from collections import OrderedDict
 from typing import Any, Literal
 
+from embferry.serve.config import VllmSettings
+
 Role = Literal["encode", "language", "prefill", "decode"]
 MAX_REMEMBERED = 20_000
 """Items that are remembered as encoded by an instance."""
@@ -67,3 +69,19 @@ class Instance:
 
     def __repr__(self) -> str:
         return f"the {self.role} instance at {self.url}"
+
+
+def named_in(settings: VllmSettings) -> dict[Role, list[Instance]]:
+    """Returns the instances that the settings name: those that encode, that receive embeddings, and that decode."""
+    receiving: Role = "prefill" if settings.prefill_urls else "language"
+    urls = settings.prefill_urls or settings.language_urls
+    zmq = settings.consumer_zmq or (None,) * len(urls)
+    found: dict[Role, list[Instance]] = {
+        "encode": [Instance("encode", url) for url in settings.encode_urls],
+        receiving: [Instance(receiving, url, address) for url, address in zip(urls, zmq, strict=True)],
+        "decode": [Instance("decode", url) for url in settings.decode_urls],
+    }
+    instances = [one for role in found.values() for one in role]
+    for one, metrics in zip(instances, settings.connector_metrics_urls, strict=False):
+        one.connector_metrics = metrics
+    return found
