@@ -87,7 +87,7 @@ def command(
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(min=2, max=64, help="Instances to arrange. [default: as few as carry the rate]", metavar="N"),
+        typer.Option(min=2, max=64, help="Instances to arrange; by default as few as carry the rate.", metavar="N"),
     ] = None,
     pool_blocks: Annotated[
         int | None, typer.Option(min=1, help="Blocks of a receive pool; by default enough.", metavar="N")
