@@ -161,7 +161,7 @@ def test_no_cookie_of_another_part_is_kept() -> None:
     assert asyncio.run(ask()) == [None, None]
 
 
-FOREIGN = {"serve/media/fetch.py", "cli/ask.py", "cli/ui.py", "bench", "trust/bounded_answers.py"}
+FOREIGN = {"serve/media/fetch.py", "cli/ask.py", "cli/ui.py", "bench", "plan/measuring.py", "trust/bounded_answers.py"}
 """Callers of servers of others or of the user, and the module that makes the clients of all others."""
 
 
