@@ -15,7 +15,10 @@ from embferry.serve.undivided import UndividedAnswer
 
 from .conftest import BLOCK_SIZE, BLOCKS, MAX_TOKENS, REQUEST_TIMEOUT, Question
 
-pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(1500)]
+pytestmark = [
+    pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(1500),
+    pytest.mark.parametrize("cluster", ["tcp"], indirect=True, scope="session"),
+]  # fmt: skip
 
 REQUESTS = 200
 
