@@ -265,7 +265,9 @@ class Deployment:
 
 
 async def _started(app: Any, listener: socket.socket, lifespan: Literal["on", "off"]) -> uvicorn.Server:
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app, http="h11", log_config=None, access_log=False, lifespan=lifespan, timeout_graceful_shutdown=2
+    )
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
