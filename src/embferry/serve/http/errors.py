@@ -25,16 +25,16 @@ def error_response(error: ServeError) -> JSONResponse:
     status = error.http_status
     is_told = status >= 500 or status in RETRIED_BY_CLIENTS or error.retryable
     headers = {"x-should-retry": "true" if error.retryable else "false"} if is_told else {}
-    seconds = error.retry_after
-    headers |= retry_after(status, seconds) | connection_of(error)
-    if error.retryable and status >= 500:  # a gateway's failure too: another worker, or the restarted one, may answer
-        headers |= {"retry-after": str(seconds)}
+    headers |= retry_after(status, error.retry_after, retryable=error.retryable) | connection_of(error)
     return JSONResponse(error.body(), status, headers)
 
 
-def retry_after(status: int, seconds: int = 1) -> dict[str, str]:
-    """Returns the header that goes with every response of this status: 503 and 429 have one."""
-    return {"retry-after": str(seconds)} if status in (429, 503) else {}
+def retry_after(status: int, seconds: int = 1, *, retryable: bool = False) -> dict[str, str]:
+    """Returns the header that goes with every response of this status: 503 and 429 have one.
+
+    So has a gateway's failure that is ``retryable``: another worker, or the restarted one, may answer.
+    """
+    return {"retry-after": str(seconds)} if status in (429, 503) or (retryable and status >= 500) else {}
 
 
 def connection_of(error: ServeError) -> dict[str, str]:
