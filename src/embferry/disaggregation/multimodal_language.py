@@ -61,12 +61,13 @@ class MultimodalLanguageRequest:
         status = receiver.poll()
         if status is KVPoll.Failed:
             return status
-        self.total_embedding_length = receiver.total_embedding_length
         self.transferred_tokens = receiver.transferred_tokens
         self.current_allocation = receiver.current_allocation
         self.waiting_for_input = self.current_allocation is not None and self.transferred_tokens == 0
         self.buffered_chunks = receiver.buffered_chunks()
         self.needs_resume = status is not KVPoll.Success and self.transferred_tokens > 0
+        # Last, as the transfer goes on between two reads: where tokens have arrived, the length is known.
+        self.total_embedding_length = receiver.total_embedding_length
         return status
 
 
