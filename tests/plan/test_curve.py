@@ -38,3 +38,10 @@ def test_few_points_determine_few_parts() -> None:
 
 def test_a_point_without_time_is_no_obstacle() -> None:
     assert fitted([(64, 0.0), (256, 0.0)]) == Curve()
+
+
+def test_a_difference_counts_as_much_as_what_it_is_a_part_of() -> None:
+    """A time of nothing would weigh a hundred times as much as the others, and hide what they say."""
+    points, wholes = [(64, 0.014), (256, 0.012), (576, 0.010), (1024, -0.002)], [0.055, 0.085, 0.155, 0.305]
+    assert fitted(points, wholes).at(64) == pytest.approx(0.013, abs=0.001)
+    assert fitted([(n, max(0.0, seconds)) for n, seconds in points]).at(64) < 0.002

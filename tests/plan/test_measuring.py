@@ -10,7 +10,7 @@ import pytest
 from embferry.plan.deployment import Deployment
 from embferry.plan.errors import MeasuringFailed
 from embferry.plan.files import read_model
-from embferry.plan.measuring import REPEATS, Target
+from embferry.plan.measuring import GAP_S, REPEATS, Target
 from embferry.plan.probes import ANSWER, TOGETHER, WORDS
 from tests.bench.serving import stub_endpoint as stub
 
@@ -26,19 +26,21 @@ def router(*workers: Mapping[str, object], phases: list[list[object]] | None = N
     return LISTED | {"/activity": json.dumps(told)}
 
 
-def target(url: str, told: list[str] | None = None) -> Target:
-    return Target(url, read_model("shapes"), "", {"ignore_eos": True}, "", (told if told is not None else []).append)
+def target(url: str, told: list[str] | None = None, waited: list[float] | None = None) -> Target:
+    tell, wait = [] if told is None else told, [] if waited is None else waited
+    return Target(url, read_model("shapes"), "", {"ignore_eos": True}, "", tell.append, wait.append)
 
 
 def test_an_undivided_engine_is_asked_for_everything() -> None:
-    bodies, told = [], list[str]()
+    bodies, told, waited = [], list[str](), list[float]()
 
     def answer(request: stub.Request) -> None:
         bodies.append(request.body)
         request.answer([5] * request.body["max_tokens"])
 
     with stub.serving(answer, LISTED) as url:
-        found = target(url, told).times()
+        found = target(url, told, waited).times()
+    assert waited == [GAP_S] * (REPEATS * (len(WORDS) + 1)), "each request that is sent alone finds an idle engine"
     assert found.deployment == Deployment(0, 1)
     assert len(found.texts) == len(WORDS)
     assert [one.visual for one in found.pictures] == [64], "the model has no larger ones"

@@ -26,8 +26,16 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Curve(self.base * factor, self.each * factor, self.square * factor)
 
 
-def fitted(points: Sequence[tuple[float, float]]) -> Curve:
-    """Returns the curve with the least squared errors, relative to the largest measured time and none of it negative.
+def fitted(points: Sequence[tuple[float, float]], wholes: Sequence[float] | None = None) -> Curve:
+    """Returns the curve with the least squared errors, relative to what was measured, with no negative parameter.
+
+    Args:
+        points: Numbers with their seconds. These may be negative where they are a difference of two measured times.
+        wholes: For seconds that are a part of a measured time, each of those times: what disturbs the whole disturbs a
+            part of it as much. None if the seconds themselves were measured.
+
+    Returns:
+        All zero without points.
 
     The parameters that the points do not need, or too few points determine, are zero. All subsets of the three are
     tried, which is exact for non-negative least squares (Lawson and Hanson, 1974) and short for three.
@@ -38,8 +46,9 @@ def fitted(points: Sequence[tuple[float, float]]) -> Curve:
     columns = np.stack([np.ones_like(n), n, n * n], axis=1)
     scale = np.abs(columns).max(axis=0)
     scale[scale == 0] = 1.0
+    measured = np.abs(seconds if wholes is None else np.array(wholes, dtype=float))
     # A small time matters as much as a large one, but not below a tenth of the median: that would be noise.
-    weight = 1 / np.maximum(np.abs(seconds), 0.1 * max(float(np.median(np.abs(seconds))), 1e-9))
+    weight = 1 / np.maximum(measured, 0.1 * max(float(np.median(measured)), 1e-9))
     most = len({*n.tolist()})
     best, least = (0.0, 0.0, 0.0), float((weight * seconds) @ (weight * seconds))
     for count in range(1, min(3, most) + 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from statistics import mean, median
 from typing import Any
@@ -27,6 +28,8 @@ from .workload import Asked
 REPEATS = 5
 """How often each request is sent; the median counts."""
 BURSTS = 5
+GAP_S = 0.3
+"""Before each request that is sent alone, as in a deployment that has little to do: processes that wait fall asleep."""
 TIMEOUT_S = 120.0
 """For one request."""
 PREFILL, FIRST = "vllm:request_prefill_time_seconds_sum", "vllm:time_to_first_token_seconds_count"
@@ -43,14 +46,24 @@ class Target:
         extra: Fields of the requests' bodies beyond OpenAI's.
         api_key: Of the endpoint.
         told: Called with what is being done.
+        wait: Called with seconds to wait.
 
     Raises:
         MeasuringFailed: nothing answers there.
     """
 
-    def __init__(self, url: str, model: Model, name: str, extra: dict[str, Any], api_key: str, told: Told) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: Model,
+        name: str,
+        extra: dict[str, Any],
+        api_key: str,
+        told: Told,
+        wait: Callable[[float], object] = time.sleep,
+    ) -> None:
         self._endpoint = Endpoint(url.rstrip("/"), name, 1, TIMEOUT_S, 0, extra, api_key)
-        self._model, self._told = model, told
+        self._model, self._told, self._wait = model, told, wait
         if not name:
             try:
                 self._endpoint = msgspec.structs.replace(self._endpoint, model=first_model(self._endpoint))
@@ -143,7 +156,10 @@ class Target:
         """Sends requests one at a time. Returns also the mean seconds in an engine, and of a transfer, if told."""
         metrics = [f"{self._endpoint.url}/metrics"] if self._activity is None else []
         before = counters.read(metrics)
-        samples = [self._sent([one], what, 1, words=words)[0] for one in pictures]
+        samples = []
+        for one in pictures:
+            self._wait(GAP_S)
+            samples += self._sent([one], what, 1, words=words)
         engine = None
         for earlier, now in zip(before, counters.read(metrics), strict=True):
             count = (now or {}).get(FIRST, 0.0) - (earlier or {}).get(FIRST, 0.0)

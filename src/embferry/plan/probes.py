@@ -115,12 +115,16 @@ def speeds(undivided: Times | None, split: Times | None, *, cores: float | None,
     in_engine = min(text.base, max(step.base, median(told))) if told else min(text.base, step.base)
     request = text.base - in_engine
     prefill = Curve(in_engine - min(step.base, in_engine), text.each, text.square)
-    front = [(one.visual, one.ttft - one.engine - request) for one in base.pictures if one.engine is not None]
-    prepare = fitted([(n, max(0.0, seconds)) for n, seconds in front])
+    front = [one for one in base.pictures if one.engine is not None]
+    prepare = fitted(
+        [(one.visual, one.ttft - (one.engine or 0.0) - request) for one in front], [one.ttft for one in front]
+    )
     # Split, the prompt is prepared while the picture is, so its time is hidden.
     hidden = 0.0 if undivided is not None else request
     alone = [(one, text.at(one.tokens) + prepare.at(one.visual) + (one.transfer or 0.0)) for one in base.pictures]
-    encode = fitted([(one.visual, max(1e-6, one.ttft - rest + hidden)) for one, rest in alone])
+    encode = fitted(
+        [(one.visual, max(1e-6, one.ttft - rest + hidden)) for one, rest in alone], [one.ttft for one, _ in alone]
+    )
     found = Speeds(
         encode=encode, prefill=prefill, step=step, prepare=prepare, request=request, cores=cores, source=source
     )
@@ -142,9 +146,9 @@ def _with_split(found: Speeds, undivided: Times | None, split: Times) -> Speeds:
     points = []
     for one in split.pictures:
         before = max(found.request, found.prepare.at(one.visual) + found.encode.at(one.visual))
-        rest = one.ttft - more - before - step.base - found.prefill.at(one.tokens)
-        points.append((one.visual, max(0.0, rest)))
-    return msgspec.structs.replace(found, split_request=more, split_step=step, handover=fitted(points))
+        points.append((one.visual, one.ttft - more - before - step.base - found.prefill.at(one.tokens)))
+    handover = fitted(points, [one.ttft for one in split.pictures])
+    return msgspec.structs.replace(found, split_request=more, split_step=step, handover=handover)
 
 
 def _with_loads(found: Speeds, undivided: Times | None, split: Times | None) -> Speeds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -15,7 +16,7 @@ from embferry.traces.spans import Span, Tracer
 from tests.traces.recorded import MALFORMED, OUTER, PARENT, client_span, facts, is_nested, outline
 
 from .both_sides import SHAPE, TOKENS, WAIT_S, StubEncoder, both_sides, wait_complete
-from .test_transfer import receiver_of, stop_in_the_middle, until
+from .test_transfer import MIDDLE, receiver_of, stop_in_the_middle, until
 
 pytestmark = pytest.mark.integration
 
@@ -111,6 +112,26 @@ def test_a_lost_encoder_is_an_event_of_the_transfer_that_goes_on(seen: list[Span
     (lost,) = (facts(more) for _, name, more in span.events if name == "lost")
     assert lost["code"]
     assert (span.error, facts(span.attributes)["tokens"]) == ("", TOKENS)
+
+
+def test_a_loss_is_counted_even_if_the_callback_comes_after_the_next_encoder(
+    seen: list[Span], trace: RequestTrace
+) -> None:
+    redirected = threading.Event()
+    with both_sides(2, trace) as (incoming, (first, second), language):
+
+        def wait_in_the_middle() -> None:
+            if not redirected.is_set() and receiver_of(incoming).transferred_tokens == MIDDLE:
+                assert redirected.wait(WAIT_S)
+
+        stop_in_the_middle(incoming, first, after=wait_in_the_middle)
+        incoming.comes_from(second.source(attempt=1))
+        redirected.set()
+        incoming.made(second.encode(1, attempt=1, before=incoming.before))
+        wait_complete(incoming)
+        (lost,) = (count for (name, _), count in language.counters.read().items() if name == "losses")
+    assert lost == 1
+    assert names(seen[0]).count("lost") == 1
 
 
 def test_a_transfer_that_ends_too_early_has_an_error(seen: list[Span], trace: RequestTrace) -> None:

@@ -71,10 +71,11 @@ def test_the_message_may_come_after_the_embedding() -> None:
         assert arrived(incoming, 1)
 
 
-def stop_in_the_middle(incoming: IncomingPart, encoder) -> None:  # type: ignore[no-untyped-def]
-    """The encoder sends a part of the embedding and is gone."""
+def stop_in_the_middle(incoming: IncomingPart, encoder, after: Callable[[], object] = int) -> None:  # type: ignore[no-untyped-def]
+    """The encoder sends a part of the embedding and is gone. ``after``: runs after each callback of the part."""
     part = encoder.part()
     incoming.comes_from(encoder.source())
+    receiver_of(incoming).on_change(after)
     part.announce(SHAPE)
     part.encoded(SHAPE, rows_of(1), digest_of(rows_of(1), SHAPE).hex())
     incoming.made(part.content)

@@ -71,7 +71,7 @@ class IncomingPart:
         self._managers, self._counters, self._failover_timeout = managers, counters, failover_timeout
         self._request_trace = trace
         self._trace: TransferTrace | None = None  # of the transfer that runs
-        self._lock = threading.Lock()  # guards "shared" against the callback thread
+        self._lock = threading.Lock()  # guards "shared" and the reported loss against the callback thread
         self._receiver: EmbeddingReceiver | None = None
         self._contents: list[Content] = []
         self._began = time.monotonic()
@@ -118,6 +118,7 @@ class IncomingPart:
             self._replace(None)
             self._open(source)
             return True
+        self._note_loss(self._receiver, self._trace)  # before it is forgotten: the callback may come later
         room = self._receiver.room
         log.info("room %d: the transfer continues with the encoder at %s", room, source.url, extra={"room": room})
         self._receiver.redirect(source.info.endpoint)
@@ -209,15 +210,25 @@ class IncomingPart:
         if is_complete and (self._verified is None or self._verified[0] is not receiver):
             rows = receiver.arrays()["input_embeddings"]
             self._verified = (receiver, digest_of(rows, self._shape(len(rows))).hex())
-        lost = receiver.lost
-        if lost is not None and lost is not self._reported_loss:
+        if self._note_loss(receiver, trace):
+            self._ask_again_at = time.monotonic() + AGAIN_S
+
+    def _note_loss(self, receiver: EmbeddingReceiver, trace: TransferTrace | None) -> bool:
+        """Counts and logs that the encoder is lost, once for each loss. Any thread.
+
+        Returns:
+            Whether the encoder has just aborted the transfer: then it may live, and may be asked again.
+        """
+        with self._lock:
+            lost = receiver.lost
+            if lost is None or lost is self._reported_loss:
+                return False
             self._reported_loss = lost
-            self._counters.add("losses", label=lost.code)
-            if trace is not None:
-                trace.lost(lost.code)
-            log.warning("room %d: the encoder is lost: %s", receiver.room, lost, extra={"room": receiver.room})
-            if isinstance(lost, Aborted):
-                self._ask_again_at = time.monotonic() + AGAIN_S
+        self._counters.add("losses", label=lost.code)
+        if trace is not None:
+            trace.lost(lost.code)
+        log.warning("room %d: the encoder is lost: %s", receiver.room, lost, extra={"room": receiver.room})
+        return isinstance(lost, Aborted)
 
     def _make_rows(self, tokens: int) -> dict[str, ByteRows]:
         """Allocates the memory. Runs on the manager's callback thread with the sink's lock held."""
