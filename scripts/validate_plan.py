@@ -4,7 +4,7 @@
 
 Starts vLLM undivided and divided over shm (two encoders, a language instance, a router), measures the speeds as
 ``embferry plan --measure`` does, then each workload by turns, and compares. The speeds come from other requests than
-those that are predicted. Needs 8 GB of memory, and ten minutes of a machine that does nothing else.
+those that are predicted. Needs 8 GB of memory, and a quarter of an hour of a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from embferry.plan.comparison import Point  # noqa: E402
 from embferry.plan.deployment import Deployment  # noqa: E402
 from embferry.plan.files import read_model  # noqa: E402
 from embferry.plan.measuring import Target  # noqa: E402
-from embferry.plan.outcome import Outcome  # noqa: E402
+from embferry.plan.outcome import pooled  # noqa: E402
 from embferry.plan.pool import Pool  # noqa: E402
 from embferry.plan.probes import Times  # noqa: E402
 from embferry.plan.simulation import play  # noqa: E402
@@ -54,7 +54,7 @@ from embferry.plan.speeds import Speeds, encoded  # noqa: E402
 
 SPLIT = next(one for one in CONFIGURATIONS if one.name == "ours-shm")
 BEGIN, END = "<!-- results: written by scripts/validate_plan.py; do not edit -->", "<!-- end of results -->"
-ROUNDS = 3
+ROUNDS = 5
 PLANNED = ("--image-tokens", "400", "--rate", "5", "--output-tokens", "32", "--prompt-tokens", "34")
 """The workload that is drawn."""
 DIVIDED, SMALL, WHOLE = Deployment(2, 1), Deployment(1, 1), Deployment(0, 1)
@@ -169,11 +169,7 @@ def verdicts(taken: Measured, found: list[Point], speeds: Speeds) -> list[tuple[
 def _row(runs: Sequence[Run], deployment: Deployment, speeds: Speeds) -> Row:
     """Returns the row of a plan for the requests of all rounds."""
     asked = [comparison.asked_in(run) for run in runs]
-    outcomes = [play(one, deployment, speeds) for one in asked]
-    together = Outcome(
-        requests=[request for one in outcomes for request in one.requests],
-        duration=sum(one.duration for one in outcomes),
-    )
+    together = pooled([play(one, deployment, speeds) for one in asked])
     rate = runs[0].plan.rate if runs[0].plan is not None else None
     return Row(deployment, carried(asked[0], deployment, speeds), together, rate or 0.0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 import msgspec
 import pytest
 
@@ -46,8 +48,8 @@ def played(deployment: Deployment, *, tells_engine: bool = False) -> Times:
     steps = [Step(n, TRUE.step.at(n)) for n in (1, 8)]
     asked = tuple([Asked(0.0, (576,), 50, 16)] * 8)
     outcome = play(asked, deployment, TRUE)
-    ttft = sum(one.first - one.began for one in outcome.requests) / 8
-    latency = sum(one.ended - one.began for one in outcome.requests) / 8
+    ttft = mean(one.first - one.began for one in outcome.requests)
+    latency = mean(one.ended - one.began for one in outcome.requests)
     return Times(deployment, tuple(texts), tuple(pictures), tuple(steps), (Burst(asked, ttft, latency),))
 
 

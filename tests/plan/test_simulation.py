@@ -13,7 +13,7 @@ from embferry.plan.deployment import Deployment
 from embferry.plan.engine import Engine, Prompt
 from embferry.plan.outcome import Outcome
 from embferry.plan.pool import Pool
-from embferry.plan.simulation import play
+from embferry.plan.simulation import play, plays
 from embferry.plan.speeds import Speeds
 
 from .examples import SPEEDS, asked
@@ -108,8 +108,19 @@ def test_instances_take_turns() -> None:
 
 def test_pictures_of_a_busy_home_go_to_the_idlest_encoder() -> None:
     speeds = msgspec.structs.replace(SPEEDS, slack=0, prefill=Curve(each=1e-9))
-    outcome = play(asked(*[0.0] * 8), Deployment(4, 1), speeds)
-    assert outcome.duration == pytest.approx(0.22, abs=1e-3), "two each, and two steps"
+    for outcome in plays(asked(*[0.0] * 8), Deployment(4, 1), speeds):
+        assert outcome.duration == pytest.approx(0.22, abs=1e-3), "two each, and two steps"
+
+
+def test_where_pictures_are_at_home_is_drawn_several_times() -> None:
+    many = asked(*[0.0] * 8)
+    drawn = plays(many, Deployment(4, 1), msgspec.structs.replace(SPEEDS, slack=8))
+    assert len({outcome.duration for outcome in drawn}) > 1
+    together = play(many, Deployment(4, 1), msgspec.structs.replace(SPEEDS, slack=8))
+    assert len(together.requests) == 8 * len(drawn)
+    rates = [outcome.throughput for outcome in drawn]
+    assert min(rates) < together.throughput < max(rates)
+    assert len(plays(many, SPLIT, SPEEDS)) == len(plays(many, WHOLE, SPEEDS)) == 1, "there is nothing to draw"
 
 
 def test_cores_that_all_share_make_splitting_pointless() -> None:
@@ -138,13 +149,13 @@ def test_every_request_ends_once_and_waits_at_least_for_its_own_work(
 ) -> None:
     speeds = msgspec.structs.replace(SPEEDS, cores=cores)
     requests = asked(*sorted(at), pictures=(40, 100), output_tokens=output)
-    outcome = play(requests, Deployment(encoders, languages), speeds, pool=Pool(1, 8), concurrency=concurrency)
-    assert len(outcome.requests) == len(requests)
-    for one in outcome.requests:
-        assert one.first - one.began >= 0.1 + 0.024 + 0.01 - 1e-9
-        assert one.ended - one.first >= (output - 1) * 0.01 - 1e-9
-    assert 0 <= outcome.encoder_busy <= 1
-    assert 0 <= outcome.language_busy <= 1
+    for outcome in plays(requests, Deployment(encoders, languages), speeds, 0, Pool(1, 8), concurrency):
+        assert len(outcome.requests) == len(requests)
+        for one in outcome.requests:
+            assert one.first - one.began >= 0.1 + 0.024 + 0.01 - 1e-9
+            assert one.ended - one.first >= (output - 1) * 0.01 - 1e-9
+        assert 0 <= outcome.encoder_busy <= 1
+        assert 0 <= outcome.language_busy <= 1
 
 
 @given(st.integers(1, 4), st.floats(1.0, 4.0))

@@ -15,7 +15,7 @@ from embferry.bench.serving.workload import requests
 from .deployment import Deployment
 from .errors import ResultsInvalid
 from .pool import Pool
-from .simulation import play
+from .simulation import plays
 from .speeds import Speeds
 from .workload import Asked
 
@@ -53,7 +53,8 @@ def compared(
 ) -> Point:
     """Returns the prediction for a workload, beside what several runs of it measured: the median of their medians.
 
-    The rounds of a workload differ in what was drawn. Each is played with its own requests.
+    The rounds of a workload differ in what was drawn. Each is played with its own requests, and a median of few requests
+    is compared with medians of as many.
 
     Args:
         runs: Of one workload at one deployment, at least one.
@@ -65,14 +66,14 @@ def compared(
     Raises:
         ResultsInvalid: the runs cannot be predicted.
     """
-    plays = [play(asked_in(run), deployment, speeds, token_bytes, pool, run.concurrency) for run in runs]
+    played = [plays(asked_in(run), deployment, speeds, token_bytes, pool, run.concurrency) for run in runs]
     measured = [_ttft(run) for run in runs]
     return Point(
         title=runs[0].scenario or runs[0].title,
         deployment=deployment,
-        predicted_ttft=median(outcome.ttft() for outcome in plays),
+        predicted_ttft=median(median(outcome.ttft() for outcome in one) for one in played),
         measured_ttft=median(measured),
-        predicted_rate=median(outcome.throughput for outcome in plays),
+        predicted_rate=median(median(outcome.throughput for outcome in one) for one in played),
         measured_rate=median(run.rate(len(run.right)) for run in runs),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import mean
 from typing import NamedTuple
 
 import msgspec
@@ -47,3 +49,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     def throughput(self) -> float:
         """Requests a second, from the first request to the end of the last."""
         return len(self.requests) / max(self.duration, 1e-9)
+
+
+def pooled(outcomes: Sequence[Outcome]) -> Outcome:
+    """Returns several outcomes as one: all their requests, one play after the other."""
+    return Outcome(
+        requests=[request for one in outcomes for request in one.requests],
+        duration=sum(one.duration for one in outcomes),
+        encoder_busy=mean(one.encoder_busy for one in outcomes),
+        language_busy=mean(one.language_busy for one in outcomes),
+        resumes=sum(one.resumes for one in outcomes),
+        peak_arriving=max(one.peak_arriving for one in outcomes),
+    )

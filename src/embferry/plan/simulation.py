@@ -1,7 +1,7 @@
 """Plays requests through a deployment, and says when each had its first token and its last.
 
 A discrete-event simulation with the stages of one request: the front end, the encoder, the transfer, and a language
-model that batches. Nothing is drawn but the encoder at which a picture is at home, from a fixed seed.
+model that batches. Nothing is drawn but the encoder at which a picture is at home, from fixed seeds.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from .clock import Clock, Then
 from .deployment import Deployment
 from .engine import Engine, Prompt
-from .outcome import Ended, Outcome
+from .outcome import Ended, Outcome, pooled
 from .pool import Pool
 from .speeds import Speeds
 from .station import Station
 from .workload import Asked
+
+DRAWS = 15
+"""Plays of the same requests, each with other homes of the pictures."""
 
 
 class Encoder:
@@ -45,15 +48,18 @@ class Simulation:
         speeds: How long each stage takes.
         token_bytes: Bytes of a visual token of an embedding.
         pool: The receive pool of each language instance; None for one that everything fits into.
+        draw: Which of many draws of the pictures' homes to play.
     """
 
-    def __init__(self, deployment: Deployment, speeds: Speeds, token_bytes: int, pool: Pool | None) -> None:
+    def __init__(
+        self, deployment: Deployment, speeds: Speeds, token_bytes: int = 0, pool: Pool | None = None, draw: int = 0
+    ) -> None:
         self._deployment, self._speeds = deployment, speeds.when_split if deployment.is_split else speeds
         self._token_bytes, self._pool = token_bytes, pool
         self._clock = Clock(speeds.cores, self._speeds.load)
         self._encoders = [Encoder(self._clock) for _ in range(deployment.encoders)]
         self._languages = [Language(self._clock, self._speeds) for _ in range(deployment.languages)]
-        self._chance = random.Random(0)
+        self._chance = random.Random(draw)
         self._ended: list[Ended] = []
         self._resumes, self._peak, self._turn = 0, 0, 0
 
@@ -170,6 +176,23 @@ def _share(busy: list[float], span: float) -> float:
     return min(1.0, sum(busy) / len(busy) / span) if busy and span > 0 else 0.0
 
 
+def plays(
+    asked: Sequence[Asked],
+    deployment: Deployment,
+    speeds: Speeds,
+    token_bytes: int = 0,
+    pool: Pool | None = None,
+    concurrency: int = 0,
+) -> list[Outcome]:
+    """Returns what may come of requests in a deployment; the arguments are those of :class:`Simulation`.
+
+    A picture has its home by its content, which a plan does not know. Where there are several encoders, the requests
+    are played :data:`DRAWS` times: one play alone says as much about its draw as about the deployment.
+    """
+    draws = range(DRAWS if deployment.encoders > 1 else 1)
+    return [Simulation(deployment, speeds, token_bytes, pool, draw).play(asked, concurrency) for draw in draws]
+
+
 def play(
     asked: Sequence[Asked],
     deployment: Deployment,
@@ -178,5 +201,5 @@ def play(
     pool: Pool | None = None,
     concurrency: int = 0,
 ) -> Outcome:
-    """Returns what comes of requests in a deployment; the arguments are those of :class:`Simulation`."""
-    return Simulation(deployment, speeds, token_bytes, pool).play(asked, concurrency)
+    """Returns all :func:`plays` as one outcome."""
+    return pooled(plays(asked, deployment, speeds, token_bytes, pool, concurrency))
