@@ -53,8 +53,8 @@ def compared(
 ) -> Point:
     """Returns the prediction for a workload, beside what several runs of it measured: the median of their medians.
 
-    The rounds of a workload differ in what was drawn. Each is played with its own requests, and a median of few requests
-    is compared with medians of as many.
+    The rounds of a workload differ in what was drawn. Each is played with its own requests, and a median of few
+    requests is compared with medians of as many.
 
     Args:
         runs: Of one workload at one deployment, at least one.
