@@ -10,6 +10,8 @@ OWN_RUN := sweeps or engines or sglang or browser or ray or ray_vllm or package 
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Tests start hundreds of processes. Without the files that Python compiles, each would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-fast test-integration test-browser test-package test-deploy test-sweeps test-engines test-ray test-ray-vllm test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
 	setup-tests setup-browser setup-site setup-deploy setup-engines setup-ray setup-vllm setup-sglang test-sglang test-sglang-more lint format docs site bench bench-vllm bench-sglang clean
@@ -45,7 +47,9 @@ setup-vllm: ## make .venv-vllm, vLLM for CPUs: 2 GB
 demo: setup ## ask real questions about real pictures, across two workers
 	@$(PY) examples/demo.py
 
-test: test-fast test-integration ## what every change must pass, without engines of other projects: about ten minutes
+# One run for both sets: what needs a core is computed while what needs a process waits, and modules are imported once.
+test: setup-tests ## what every change must pass, without engines of other projects: some minutes
+	@$(PY) -m pytest -m "not ($(OWN_RUN))" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## no processes, no sockets, no waiting
 	@$(PY) -m pytest -m "not integration and not ($(OWN_RUN))" -n 2 --dist worksteal
