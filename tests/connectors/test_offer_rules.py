@@ -64,6 +64,10 @@ class World:
         content = (embedding.mm_hash, embedding.digest)
         held = [claim for claim, of in self.claims if (of.mm_hash, of.digest) == content]
         assert not held, "memory is given back while a consumer fetches it"
+        kept = self.offers._kept.get(embedding.mm_hash, {}).get(embedding.digest)
+        assert kept is not None, "until it is in the cache, memory is offered: otherwise a claim would find it nowhere"
+        assert kept.embedding is embedding
+        assert self.offers._lock.locked(), "no claim comes between"
         self.cached[embedding.mm_hash] = embedding
         while len(self.cached) > CACHED:
             self.cached.popitem(last=False)
@@ -225,7 +229,7 @@ def test_the_rules_hold() -> None:
     assert set(refused) == {"offer", "capacity_exhausted", "lease_expired"}, "every branch was taken"
 
 
-END = "if not offer.claims and offer.awaited_since is None:\n                ended"
+END = "if not offer.claims and offer.awaited_since is None:\n                self"
 GIVE_WAY = "return not offer.claims and offer.awaited_since is not None"
 OVER = "if not offer.claims and offer.until <= now]"
 FULL = "offer is None:\n                raise self._full(too_many)"
@@ -246,7 +250,8 @@ MUTANTS = {
     "the numbers of ended offers have no bound": ("len(self._ended) > self._most", "False"),
     "a late report ends another claim": ("offer.claims.get(claim.room) is not claim", "claim.room not in offer.claims"),
     "a repeated request begins a second claim": ("or room in offer.claims):", "):"),
-    "memory is given back with the first of its offers": ("if kept.numbers:", "if False:"),
+    "memory is given back with the first of its offers": ("kept.numbers == {offer.number}", "True"),
+    "memory is forgotten with the first of its offers": ("if kept.numbers:", "if False:"),
     "memory counts once for each offer": ("if kept is None:\n            kept =", "if True:\n            kept ="),
     "a failed manager keeps its claims": ("if claim.source is source]", "if False]"),
     "a lease is not renewed": (LEASE, "offer.source = source"),

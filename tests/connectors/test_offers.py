@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from embferry import CapacityError, LeaseExpired, LocalProtocolError
+from embferry.connectors.vllm.producer_cache import CachedEmbedding
 
 from .pair import CONFIG, NBYTES, TOKENS, Language, Pair, until
 
@@ -86,6 +87,27 @@ def test_an_offer_that_is_not_fetched_expires() -> None:
         pair.publish("b", 1)
         with closing(Language(TIGHT)) as other, pytest.raises(LeaseExpired):
             other.fetch("s", "a", coordinates)
+
+
+def test_an_embedding_whose_offer_ends_meanwhile_is_found(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler looks into the cache, the offer ends on another thread, and the scheduler looks at the offers."""
+    pair.publish("a")
+    pair.offer("a")
+    pair.publish("b", 1)
+    assert pair.producer.cache.find("a") is None, "the cache has room for one"
+    find = pair.producer.offers.find
+
+    def find_after_the_end(mm_hash: str) -> CachedEmbedding | None:
+        pair.producer.offers.end_all(next(iter(pair.producer.offers.sources())))
+        return find(mm_hash)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.producer.offers, "find", find_after_the_end)
+        assert pair.producer.find("a") is not None
+    pair.offer("a")
+    pair.publish("b", 1)
+    monkeypatch.setattr(pair.producer.offers, "find", find_after_the_end)
+    assert pair.offer("a").tokens == TOKENS
 
 
 def test_a_request_may_name_the_room(pair: Pair) -> None:

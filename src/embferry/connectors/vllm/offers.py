@@ -76,10 +76,6 @@ class KeptForClaim:
     sender: EmbeddingSender | None = None
 
 
-Ended = tuple[CachedEmbedding | None, str]
-"""The embedding of an offer that has ended, None if another offer keeps it, and the outcome."""
-
-
 class Offers:
     """The open offers, within bounds. Any thread may call the methods.
 
@@ -100,8 +96,9 @@ class Offers:
     ) -> None:
         """``budget`` is in bytes. ``most`` is the number of offers and, separately, of claims, which have rooms.
 
-        ``on_end(embedding, outcome)`` is called for each offer that has ended, without the lock, on the thread that
-        ended it. The embedding is None if another offer keeps it. Outcomes are fetched, unfetched and displaced.
+        ``on_end(embedding, outcome)`` is called for each offer that ends, with the lock held, on the thread that ends
+        it. It takes the embedding into the cache while the offer is still there, so that it is in one of them at any
+        time. The embedding is None if another offer keeps it. Outcomes are fetched, unfetched and displaced.
         """
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = most if files < 0 else min(most, max(1, files // 4))  # each may hold a descriptor
@@ -130,22 +127,18 @@ class Offers:
             CapacityError: There are too many offers, or they have too many bytes.
         """
         content = Content(embedding.mm_hash, embedding.digest)
-        ended: list[Ended] = []
-        try:
-            with self._lock:
-                now = self._clock()
-                offer = self._open.get(number)
-                if offer is None:
-                    offer = self._begin(content, embedding, number, source, ended, now)
-                elif offer.content != content:
-                    raise LocalProtocolError("the room is in use for another embedding; draw another", room=number)
-                offer.source, offer.until = source, now + self._lease_timeout
-                if offer.awaited_since is None:
-                    offer.awaited_since = now
-                    self._open.move_to_end(number)
-                return self._kept[content.mm_hash][content.digest].embedding
-        finally:
-            self._tell(ended)
+        with self._lock:
+            now = self._clock()
+            offer = self._open.get(number)
+            if offer is None:
+                offer = self._begin(content, embedding, number, source, now)
+            elif offer.content != content:
+                raise LocalProtocolError("the room is in use for another embedding; draw another", room=number)
+            offer.source, offer.until = source, now + self._lease_timeout
+            if offer.awaited_since is None:
+                offer.awaited_since = now
+                self._open.move_to_end(number)
+            return self._kept[content.mm_hash][content.digest].embedding
 
     def was_fetched(self, number: int, content: Content) -> bool:
         """Returns whether the offer ``number`` of this content has ended because its consumers have fetched it."""
@@ -176,33 +169,28 @@ class Offers:
             LeaseExpired: The offer has ended, and the cache has its content no longer.
             CapacityError: There are too many claims or offers, or they have too many bytes.
         """
-        ended: list[Ended] = []
-        try:
-            with self._lock:
-                offer, content = self._open.get(number), self._ended.get(number)
-                if offer is None and content is None:
-                    return None
-                if offer is not None and (offer.source is not source or room in offer.claims):
-                    return None
-                if self._claims >= self._most:
-                    raise CapacityError(f"{self._most} consumers are fetching, the most here", room=room)
-                if offer is None:
-                    assert content is not None
-                    embedding = cached(content.mm_hash)
-                    if embedding is None or embedding.digest != content.digest:
-                        raise LeaseExpired("the offer has ended and was not kept; encode it again", room=room)
-                    offer = self._begin(content, embedding, number, source, ended, self._clock())
-                kept = self._kept[offer.content.mm_hash][offer.content.digest]
-                claim = offer.claims[room] = KeptForClaim(kept.embedding, room, source, offer, consumer)
-                self._claims += 1
-                offer.awaited_since = None
-                return claim
-        finally:
-            self._tell(ended)
+        with self._lock:
+            offer, content = self._open.get(number), self._ended.get(number)
+            if offer is None and content is None:
+                return None
+            if offer is not None and (offer.source is not source or room in offer.claims):
+                return None
+            if self._claims >= self._most:
+                raise CapacityError(f"{self._most} consumers are fetching, the most here", room=room)
+            if offer is None:
+                assert content is not None
+                embedding = cached(content.mm_hash)
+                if embedding is None or embedding.digest != content.digest:
+                    raise LeaseExpired("the offer has ended and was not kept; encode it again", room=room)
+                offer = self._begin(content, embedding, number, source, self._clock())
+            kept = self._kept[offer.content.mm_hash][offer.content.digest]
+            claim = offer.claims[room] = KeptForClaim(kept.embedding, room, source, offer, consumer)
+            self._claims += 1
+            offer.awaited_since = None
+            return claim
 
     def end_claim(self, claim: KeptForClaim, *, fetched: bool) -> None:
         """A claim has ended, and its consumer's transfer does not read the memory any more. Idempotent."""
-        ended: list[Ended] = []
         offer = claim.offer
         with self._lock:
             if offer.claims.get(claim.room) is not claim:
@@ -211,8 +199,7 @@ class Offers:
             self._claims -= 1
             offer.was_fetched |= fetched
             if not offer.claims and offer.awaited_since is None:
-                ended.append(self._end(offer))
-        self._tell(ended)
+                self._end(offer)
 
     def claims(self) -> list[KeptForClaim]:
         with self._lock:
@@ -228,21 +215,18 @@ class Offers:
         """Ends the offers whose lease is over."""
         with self._lock:
             now = self._clock()
-            over = [offer for offer in self._open.values() if not offer.claims and offer.until <= now]
-            ended = [self._end(offer) for offer in over]
-        self._tell(ended)
+            for offer in [offer for offer in self._open.values() if not offer.claims and offer.until <= now]:
+                self._end(offer)
 
     def end_all(self, source: object) -> None:
         """Ends the offers and the claims at a manager that has failed."""
-        ended: list[Ended] = []
         with self._lock:
             for offer in list(self._open.values()):
                 for claim in [claim for claim in offer.claims.values() if claim.source is source]:
                     del offer.claims[claim.room]
                     self._claims -= 1
                 if not offer.claims and (offer.source is source or offer.awaited_since is None):
-                    ended.append(self._end(offer))
-        self._tell(ended)
+                    self._end(offer)
 
     @property
     def is_empty(self) -> bool:
@@ -253,17 +237,12 @@ class Offers:
         with self._lock:
             return {offer.source for offer in self._open.values()}
 
-    def _tell(self, ended: list[Ended]) -> None:
-        for embedding, outcome in ended:
-            self._on_end(embedding, outcome)
-
     # With the lock
 
-    def _begin(
-        self, content: Content, embedding: CachedEmbedding, number: int, source: object, ended: list[Ended], now: float
-    ) -> _Offer:
-        """Opens an offer. Appends those that have to give way for it to ``ended``."""
-        ended += [self._end(offer, "displaced") for offer in self._displaced(content, embedding.nbytes, now)]
+    def _begin(self, content: Content, embedding: CachedEmbedding, number: int, source: object, now: float) -> _Offer:
+        """Opens an offer, and ends those that have to give way for it."""
+        for displaced in self._displaced(content, embedding.nbytes, now):
+            self._end(displaced, "displaced")
         kept = self._kept.setdefault(content.mm_hash, {}).get(content.digest)
         if kept is None:
             kept = self._kept[content.mm_hash][content.digest] = _Kept(embedding)
@@ -308,22 +287,22 @@ class Offers:
             f"at most {what} may be offered and not fetched; ask another producer, ask later, or raise {setting}"
         )
 
-    def _end(self, offer: _Offer, outcome: str | None = None) -> Ended:
+    def _end(self, offer: _Offer, outcome: str | None = None) -> None:
         """Removes an offer without claims."""
         outcome = outcome or ("fetched" if offer.was_fetched else "unfetched")
+        by_digest = self._kept[offer.content.mm_hash]
+        kept = by_digest[offer.content.digest]
+        self._on_end(kept.embedding if kept.numbers == {offer.number} else None, outcome)
         del self._open[offer.number]
         self._ended[offer.number] = offer.content
         if outcome == "fetched":
             self._fetched[offer.number] = offer.content
         if len(self._ended) > self._most:
             self._fetched.pop(self._ended.popitem(last=False)[0], None)
-        by_digest = self._kept[offer.content.mm_hash]
-        kept = by_digest[offer.content.digest]
         kept.numbers.remove(offer.number)
         if kept.numbers:
-            return None, outcome
+            return
         del by_digest[offer.content.digest]
         if not by_digest:
             del self._kept[offer.content.mm_hash]
         self.nbytes -= kept.embedding.nbytes
-        return kept.embedding, outcome

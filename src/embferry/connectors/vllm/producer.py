@@ -106,7 +106,8 @@ class Producer:
 
     def find(self, mm_hash: str) -> CachedEmbedding | None:
         """Returns an embedding that need not be encoded again."""
-        return self.cache.find(mm_hash) or self.offers.find(mm_hash)
+        # One whose offer ends between the first two looks is in the cache by then.
+        return self.cache.find(mm_hash) or self.offers.find(mm_hash) or self.cache.find(mm_hash)
 
     def offer(self, mm_hash: str, room: int | None = None) -> dict[str, Any]:
         """Offers an embedding and returns its coordinates as plain data. Any number of consumers may fetch it.
@@ -143,7 +144,8 @@ class Producer:
         Raises:
             as :meth:`offer`.
         """
-        embedding = self.offers.find(mm_hash) or cached  # the same one again, although it may be encoded a second time
+        embedding = self.offers.find(mm_hash)  # the same one again, although it may be encoded a second time
+        embedding = embedding or cached or self.cache.find(mm_hash)  # its offer may just have ended
         if embedding is None:
             raise PeerGone(f"the worker has not published the embedding {mm_hash}, or it was evicted; encode it again")
         digest = embedding.digest
@@ -275,6 +277,7 @@ class Producer:
     # The end of offers
 
     def _ended(self, embedding: CachedEmbedding | None, outcome: str) -> None:
+        """Runs with the lock of the offers held, before the offer is gone."""
         if embedding is not None:
             self.cache.put(embedding)
         self._counters.add("offers_ended", label=outcome)
