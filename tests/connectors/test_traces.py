@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
 
-from embferry import EmbeddingTransferError
+from embferry import EmbeddingReceiver, EmbeddingTransferError
+from embferry.connectors.shared.transfer_trace import TransferTrace
 from embferry.connectors.vllm.coordinates import Coordinates
 from embferry.traces.spans import Span, Tracer
 from tests.traces.recorded import client_span, facts
@@ -57,6 +59,49 @@ def test_a_transfer_is_a_span_of_the_request(pair: Pair) -> None:
     numbers = [facts(more)["transfer"] for _, name, more in span.events if name == "resumed"]
     assert numbers == sorted(set(numbers))
     assert numbers[-1] == 1 + resumed
+
+
+def test_an_end_that_the_engine_sees_before_any_change_is_whole(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine polls, and the callback thread may not have run since the transfer began."""
+    seen, changed = traced(pair), TransferTrace.changed
+    late: list[Callable[[], None]] = []
+
+    def later(trace: TransferTrace, receiver: EmbeddingReceiver, *, is_complete: bool) -> None:
+        late.append(lambda: changed(trace, receiver, is_complete=is_complete))
+
+    monkeypatch.setattr(TransferTrace, "changed", later)
+    pair.publish("a")
+    fetch(pair, pair.offer("a"))
+    (span,) = seen
+    before = list(span.events)
+    assert names(span) == ["first_tokens", "resumed"]
+    assert facts(before[-1][2])["transfer"] == 1 + pair.count("resumed_transfers")
+    assert late
+    for call in late:
+        call()
+    assert span.events == before
+
+
+def test_two_threads_that_see_a_resume_tell_it_once_and_in_order() -> None:
+    """Those of the engine and of the callbacks: between what one reads and what it writes, the other waits."""
+    seen: list[Span] = []
+    trace = TransferTrace(Tracer(seen.append), client_span())
+
+    class Receiver:
+        verified_tokens, transport, count = 1, "tcp", 1
+
+        @property
+        def transfers(self) -> int:
+            assert trace._lock.locked()
+            return self.count
+
+    receiver: Any = Receiver()
+    for receiver.count in (2, 2, 3):
+        trace.changed(receiver, is_complete=False)
+    trace.end(receiver, 1)
+    (span,) = seen
+    assert names(span) == ["first_tokens", "resumed", "resumed"]
+    assert [facts(more)["transfer"] for _, name, more in span.events if name == "resumed"] == [2, 3]
 
 
 def test_an_embedding_that_is_here_needs_no_second_span(pair: Pair) -> None:
