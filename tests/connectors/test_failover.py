@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from embferry import IntegrityError, PeerGone
+from embferry import EmbeddingReceiver, IntegrityError, PeerGone
 from embferry.connectors.vllm.coordinates import KEY
 from embferry.connectors.vllm.router_client import RouterClient
 
@@ -41,6 +42,27 @@ def test_the_transfer_continues_where_it_stood(make_routed: MakeRouted) -> None:
     assert routed.count("wire_bytes") == NBYTES
 
 
+def test_a_failover_is_counted_before_the_transfer_goes_on(
+    make_routed: MakeRouted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be complete before the thread that has asked the router runs again."""
+    routed = make_routed(peer_timeout=NOTICES_LOSS_S)
+    coordinates = routed.dying_offer()
+    routed.stub.failover = lambda token, body: routed.at_second(coordinates.room)
+    redirect, is_counted = EmbeddingReceiver.redirect, threading.Event()
+
+    def redirected(receiver: EmbeddingReceiver, endpoint: str) -> None:
+        redirect(receiver, endpoint)
+        assert is_counted.wait(GUARD_S)
+
+    monkeypatch.setattr(EmbeddingReceiver, "redirect", redirected)
+    try:
+        routed.language.fetch("r", "a", coordinates)
+        assert routed.count("failovers", "found") == 1
+    finally:
+        is_counted.set()
+
+
 def test_different_content_is_received_from_the_start(make_routed: MakeRouted) -> None:
     routed = make_routed(peer_timeout=NOTICES_LOSS_S)
     coordinates = routed.dying_offer()
@@ -55,6 +77,7 @@ def test_the_failover_proceeds_without_polling(make_routed: MakeRouted) -> None:
     routed.stub.failover = lambda token, body: routed.at_second(coordinates.room)
     assert not routed.language.consumer.require("r", "a", coordinates)
     until(lambda: routed.second.produced("offers_ended", "fetched") == 1)
+    assert routed.language.consumer.wait(GUARD_S)  # until the rank has mapped it, too
     assert routed.language.consumer.require("r", "a", coordinates)
 
 

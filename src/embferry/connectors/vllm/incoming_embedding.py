@@ -22,6 +22,7 @@ from embferry import (
     ReceiveManager,
     RemoteProtocolError,
 )
+from embferry.transfer.control.endpoint import check_endpoint
 from embferry.transfer.failures import as_transfer_error, attempt
 
 from ..shared.counters import Counters
@@ -335,13 +336,13 @@ class IncomingEmbedding:
             self._counters.add("failovers", label="none")
             why = f"{lost.detail}; no other producer took over: {error.detail}"
             receiver.abort(type(lost)(why, room=lost.room, retryable=lost.retryable))
-        else:
-            self._counters.add("failovers", label="found")
-            room, endpoint = self.coordinates.room, self.coordinates.endpoint
-            log.info("room %d continues at %s", room, endpoint, extra={"room": room})
 
     def _redirect(self, receiver: EmbeddingReceiver, answer: Future[Coordinates]) -> None:
-        receiver.redirect(self._accept(answer.result()))
+        """Counts the failover before the transfer goes on: it may be complete before this thread runs again."""
+        endpoint, room = check_endpoint(self._accept(answer.result())), self.coordinates.room
+        self._counters.add("failovers", label="found")
+        log.info("room %d continues at %s", room, endpoint, extra={"room": room})
+        receiver.redirect(endpoint)
 
     def _accept(self, other: Coordinates) -> str:
         """Takes over the coordinates that the router named, and returns their endpoint.
