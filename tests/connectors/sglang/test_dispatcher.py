@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
 import pytest
 
+from embferry import PeerGone
 from embferry.connectors.sglang.dispatcher import Dispatcher, Failure, Part
 from embferry.connectors.sglang.parts import SOURCE_CODE, Source, decode_source, parse
 from embferry.connectors.sglang.request_trace import RequestTrace
@@ -104,7 +105,13 @@ def test_two_dispatches_have_different_names(desk: Desk, encoders: list[HttpEnco
 def test_a_part_that_an_encoder_could_not_do_goes_to_another(
     desk: Desk, encoders: list[HttpEncoder], status: int
 ) -> None:
-    encoders[0].answer = lambda body: (status, {"message": "no"})
+
+    def fail_once_it_is_told_of(body: dict[str, Any]) -> Answer:
+        """An encoder that fails sooner than the schedulers know the request is not told of."""
+        until(lambda: any(source.url == encoders[0].url for source in desk.told))
+        return status, {"message": "no"}
+
+    encoders[0].answer = fail_once_it_is_told_of
     assert desk.dispatch(encoders, 0, 1).result(WAIT_S) is None
     again = encoders[1].encoded[-1] if encoders[1].encoded[-1]["part_idx"] == 0 else encoders[1].encoded[0]
     part = parse(again["req_id"])
@@ -230,17 +237,50 @@ def test_a_cancelled_request_is_abandoned(desk: Desk, encoders: list[HttpEncoder
     assert not encoders[1].abandoned
 
 
-def test_a_failed_part_ends_the_others(desk: Desk, encoders: list[HttpEncoder]) -> None:
+def test_a_request_that_is_cancelled_while_its_encoder_is_lost_goes_to_no_other(
+    desk: Desk, encoders: list[HttpEncoder]
+) -> None:
     going_on = threading.Event()
     encoders[0].answer = lambda body: (going_on.wait(WAIT_S), (200, {}))[1]
-    encoders[1].answer = lambda body: (400, {"message": "this is no picture"})
+    outcome = desk.dispatch(encoders, 0)
+    until(lambda: len(encoders[0].encoded) == 1)
+    (lifeline,) = desk.dispatcher._encoders[encoders[0].url]._lifelines.values()
+
+    def both_at_once() -> None:
+        lifeline._set_lost(PeerGone("it is silent"))
+        desk.dispatcher._cancel("rid")
+
+    desk.dispatcher._loop.call_soon_threadsafe(both_at_once)
     try:
+        assert outcome.result(WAIT_S) is None
+        assert not encoders[1].encoded
+    finally:
+        going_on.set()
+
+
+@contextmanager
+def refused_by_one(encoders: list[HttpEncoder]) -> Iterator[None]:
+    """The second encoder refuses its part while the first is at work at the other one."""
+    going_on = threading.Event()
+
+    def refuse(body: dict[str, Any]) -> Answer:
+        until(lambda: bool(encoders[0].encoded))
+        return 400, {"message": "this is no picture"}
+
+    encoders[0].answer = lambda body: (going_on.wait(WAIT_S), (200, {}))[1]
+    encoders[1].answer = refuse
+    try:
+        yield
+    finally:
+        going_on.set()
+
+
+def test_a_failed_part_ends_the_others(desk: Desk, encoders: list[HttpEncoder]) -> None:
+    with refused_by_one(encoders):
         failure = desk.dispatch(encoders, 0, 1).result(WAIT_S)
         assert failure is not None
         assert failure.status == 400
-        until(lambda: len(encoders[0].abandoned) == len(encoders[0].encoded))
-    finally:
-        going_on.set()
+        until(lambda: encoders[0].abandoned == [encoders[0].encoded[0]["req_id"]])
 
 
 def traced() -> tuple[list[Span], RequestTrace]:
@@ -274,13 +314,8 @@ def test_another_attempt_is_a_span_of_its_own(desk: Desk, encoders: list[HttpEnc
 def test_a_call_that_is_of_no_use_has_an_error(desk: Desk, encoders: list[HttpEncoder]) -> None:
     """One part is refused, so the call for the other one is given up."""
     seen, trace = traced()
-    going_on = threading.Event()
-    encoders[0].answer = lambda body: (going_on.wait(WAIT_S), (200, {}))[1]
-    encoders[1].answer = lambda body: (400, {"message": "this is no picture"})
-    try:
+    with refused_by_one(encoders):
         assert desk.dispatch(encoders, 0, 1, trace=trace).result(WAIT_S) is not None
-    finally:
-        going_on.set()
     errors = {facts(span.attributes)["worker"]: span.error for span in seen}
     assert errors == {encoders[0].url: "aborted", encoders[1].url: "refused"}
 

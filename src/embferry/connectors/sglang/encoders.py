@@ -171,9 +171,10 @@ class Encoder:
         try:
             response = await post
         except asyncio.CancelledError:
-            if lifeline.lost.done():
+            task = asyncio.current_task()
+            if lifeline.lost.done() and task is not None and not task.cancelling():
                 raise self._is_lost(str(lifeline.lost.result())) from None
-            raise
+            raise  # the request itself is cancelled, whether or not the encoder is lost as well
         finally:
             lifeline.lost.remove_done_callback(cancel)
             post.cancel()

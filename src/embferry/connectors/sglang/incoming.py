@@ -15,6 +15,7 @@ from embferry import (
     IntegrityError,
     KVPoll,
     LayoutMismatch,
+    LocalProtocolError,
     ReceiveManager,
 )
 
@@ -118,10 +119,9 @@ class IncomingPart:
             self._replace(None)
             self._open(source)
             return True
-        self._note_loss(self._receiver, self._trace)  # before it is forgotten: the callback may come later
         room = self._receiver.room
         log.info("room %d: the transfer continues with the encoder at %s", room, source.url, extra={"room": room})
-        self._receiver.redirect(source.info.endpoint)
+        self._redirect(self._receiver, source)
         return True
 
     def made(self, content: Content) -> None:
@@ -167,7 +167,7 @@ class IncomingPart:
         self._ask_again_at = None
         receiver, source = self._receiver, self.source
         if receiver is not None and source is not None and isinstance(receiver.lost, Aborted):
-            receiver.redirect(source.info.endpoint)
+            self._redirect(receiver, source)
 
     def close(self) -> None:
         """Ends the transfer if it is under way. Arrays of the memory stay valid. Idempotent."""
@@ -176,6 +176,7 @@ class IncomingPart:
             shared = self.shared
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
+            self._note_loss(receiver, self._trace)
             receiver.abort()
             self._count(receiver, "aborted")
             self._end_trace(receiver, "aborted")
@@ -197,6 +198,10 @@ class IncomingPart:
         self._receiver = receiver
         receiver.init()
 
+    def _redirect(self, receiver: EmbeddingReceiver, source: Source) -> None:
+        self._note_loss(receiver, self._trace)  # before it is forgotten: the callback may come later
+        receiver.redirect(source.info.endpoint)
+
     def _changed(self, receiver: EmbeddingReceiver, trace: TransferTrace | None) -> None:
         """Takes the digest of a complete embedding, and counts a lost encoder.
 
@@ -208,7 +213,10 @@ class IncomingPart:
         if trace is not None:
             trace.changed(receiver, is_complete=is_complete)
         if is_complete and (self._verified is None or self._verified[0] is not receiver):
-            rows = receiver.arrays()["input_embeddings"]
+            try:
+                rows = receiver.arrays()["input_embeddings"]
+            except LocalProtocolError:
+                return  # cleared meanwhile, by the scheduler's thread
             self._verified = (receiver, digest_of(rows, self._shape(len(rows))).hex())
         if self._note_loss(receiver, trace):
             self._ask_again_at = time.monotonic() + AGAIN_S
