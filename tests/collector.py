@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.ports import free_port
+
 DEADLINE = 60.0
 """Seconds after which spans that do not come fail a test."""
 
@@ -52,7 +54,7 @@ class Collector:
         self.bodies: list[bytes] = []
         self._spans: list[Seen] = []
         self._changed = threading.Condition()
-        self._server = self._listen(0)
+        self._server = self._listen(free_port())  # nothing else gets the port while it is down
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:

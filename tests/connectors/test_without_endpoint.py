@@ -54,10 +54,15 @@ def test_an_embedding_that_is_here_is_used_without_asking(make_routed: MakeRoute
     assert routed.count("asked_again") == 0
 
 
-def test_an_embedding_under_way_is_waited_for(make_routed: MakeRouted) -> None:
-    routed = make_routed()
-    assert not routed.language.consumer.require("r", "a", routed.first.offer("a"))
-    routed.language.fetch("s", "a", unoffered(routed))
+def test_an_embedding_under_way_is_waited_for(make_routed: MakeRouted, monkeypatch: pytest.MonkeyPatch) -> None:
+    routed, may_map = make_routed(), threading.Event()
+    mapped = routed.language.rank._map
+    with monkeypatch.context() as patch:
+        patch.setattr(routed.language.rank, "_map", lambda packet, fd: (may_map.wait(GUARD_S), mapped(packet, fd)))
+        assert not routed.language.consumer.require("r", "a", routed.first.offer("a"))
+        assert not routed.language.consumer.require("s", "a", unoffered(routed))
+        may_map.set()
+        routed.language.fetch("s", "a", unoffered(routed))
     assert routed.stub.calls == []
 
 
@@ -73,10 +78,17 @@ def test_the_router_is_asked_for_an_embedding_that_is_not_here(make_routed: Make
 
 def test_the_transfer_proceeds_without_polling(make_routed: MakeRouted) -> None:
     """The engine may be in a long step meanwhile."""
-    routed = make_routed()
-    routed.stub.failover = lambda token, body: offered(routed)
+    routed, waits = make_routed(), threading.Event()
+
+    def offer(token: str, body: dict[str, Any]) -> Answer:
+        assert waits.wait(GUARD_S)
+        return offered(routed)
+
+    routed.stub.failover = offer
     assert not routed.language.consumer.require("r", "a", unoffered(routed))
+    waits.set()
     until(lambda: routed.first.produced("offers_ended", "fetched") == 1)
+    assert routed.language.consumer.wait(GUARD_S)  # until the rank has mapped it, too
     assert routed.language.consumer.require("r", "a", unoffered(routed))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from embferry.discovery import bootstrap_server, http_server
+from embferry.discovery import bootstrap_client, bootstrap_server, http_server
 from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.leases import Worker
@@ -121,8 +121,9 @@ def _rest(connection: socket.socket) -> bytes:
     return received
 
 
-def test_slow_connections_keep_no_renewal_out(slow_connections, keepers, caplog):
+def test_slow_connections_keep_no_renewal_out(slow_connections, keepers, caplog, monkeypatch):
     """The leases run on a clock that stands still: a busy machine may delay a renewal, but none may fail."""
+    monkeypatch.setattr(bootstrap_client, "STOP_SECONDS", SECONDS)
     with BootstrapServer(lease_seconds=1.0, clock=lambda: 100.0) as server:
         renewals = [threading.Semaphore(0) for _ in range(4)]
         with SlowClients((server.host, server.port), slow_connections) as slow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -178,13 +179,14 @@ def test_a_connection_that_is_cut_off_is_retryable(authority: Authority) -> None
         listener.listen(8)
 
         def accept() -> None:
-            for _ in range(3):
-                listener.accept()[0].close()
+            with contextlib.suppress(OSError):  # until it is shut down
+                while True:
+                    listener.accept()[0].close()
 
         thread = threading.Thread(target=accept)
         thread.start()
         with pytest.raises(TransportError) as caught:
             client.workers()
         assert caught.value.retryable
-        listener.close()
-        thread.join(0)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()

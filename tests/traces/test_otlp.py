@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from embferry.traces.context import parse
 from embferry.traces.otlp import open_tracer, url_of
 from embferry.traces.spans import MAX_EVENTS, Span, Tracer
 from tests.collector import Collector, collecting
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 PARENT = parse(f"00-{'ab' * 16}-{'cd' * 8}-01", "vendor=x")
@@ -135,8 +135,7 @@ def test_a_collector_that_refuses_costs_one_log_line(
 def test_a_collector_that_is_down_costs_one_log_line(
     collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as port:
-        url = f"http://127.0.0.1:{port.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     assert url in failed_once(tracer_to(url), caplog, monkeypatch)
 
 

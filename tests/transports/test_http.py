@@ -19,6 +19,7 @@ from embferry.transports.contract import Transport
 from embferry.transports.http import HttpTransport
 from embferry.transports.http.messages import HttpHandle
 from embferry.trust import Trust
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -68,10 +69,7 @@ class TestHttpThroughProxy(BehindProxy):
 
 def test_a_sender_behind_a_reverse_proxy() -> None:
     """The receiver knows the proxy's address and path only."""
-    sender = HttpTransport()
-    assert sender.address
-    port = sender._server.listener.port if sender._server else 0
-    sender.close()
+    port = free_port()
     with http_proxy(str(port)) as front:
         advertise = f"http://127.0.0.1:{front}/some/where/"
         transports = iter((HttpTransport(), HttpTransport(port=port, advertise=advertise)))

@@ -19,6 +19,7 @@ from embferry.trust.digests import content_digest
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.requests import MAX_CHALLENGES, PROOF_HEADER, Prover
 from embferry.trust.trust import Trust
+from tests.ports import free_port
 from tests.strangers.raw_http import Relay, request, send, status_of
 from tests.transports.test_http import BehindProxy, http_proxy
 
@@ -209,10 +210,7 @@ def test_ends_with_different_keys_exchange_nothing(trust: Trust, key_is_of: str)
 
 
 def test_a_sender_with_a_key_behind_a_reverse_proxy() -> None:
-    sender = HttpTransport()
-    assert sender.address
-    port = sender._server.listener.port if sender._server else 0
-    sender.close()
+    port = free_port()
     with http_proxy(str(port)) as front:
         advertise = f"http://127.0.0.1:{front}/some/where/"
         transports = iter((HttpTransport(trust=TRUST), HttpTransport(port=port, advertise=advertise, trust=TRUST)))
@@ -235,10 +233,7 @@ class RelayedPair(TransportPair):
     """A pair whose receiver reaches the sender through a relay."""
 
     def __init__(self, trust: Trust) -> None:
-        spare = HttpTransport()
-        assert spare.address
-        port = spare._server.listener.port if spare._server else 0
-        spare.close()
+        port = free_port()
         self.relay = Relay(("127.0.0.1", port))
         self.relay.__enter__()
         front = f"http://127.0.0.1:{self.relay.port}/"

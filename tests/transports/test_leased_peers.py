@@ -22,6 +22,7 @@ from embferry.transports.leased.nixl import NixlTransport
 from embferry.transports.leased.receiving_end import ReceivingEnd
 from embferry.transports.leased.transport import LeasedTransport
 from embferry.trust.greeting import Role
+from tests.ports import free_port
 from tests.transports.leased_peer import (
     TIMEOUT_S,
     ask,
@@ -236,11 +237,9 @@ def test_a_receiver_that_never_answers_is_given_up(
 
 
 def test_a_refused_connection_is_an_error_or_a_lost_link(pair: TransportPair) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     refused: TransportError | None = None
     try:
-        pair.sender.transport.connect(handle_to(pair, port=port))
+        pair.sender.transport.connect(handle_to(pair, port=free_port()))
     except TransportError as error:  # where the kernel knows at once
         refused = error
     if refused is None:

@@ -17,6 +17,7 @@ import pytest
 from embferry.testing.pair import eventually
 from embferry.testing.proxy import ChaosProxy
 from embferry.testing.stream_faults import Fault
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -120,9 +121,7 @@ def test_connections_are_refused_after_the_last_cut() -> None:
 
 
 def test_a_client_is_disconnected_if_there_is_no_upstream() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with ChaosProxy(port) as proxy, client(proxy) as sock:
+    with ChaosProxy(free_port()) as proxy, client(proxy) as sock:
         assert read_to_end(sock) == b""
 
 

@@ -19,6 +19,7 @@ from embferry.transports.tcp.transport import TcpHandle
 from embferry.transports.windows import RANGE_BYTES
 from embferry.trust import Trust
 from embferry.trust.greeting import Channel, Role
+from tests.ports import free_port
 from tests.trust.raw import greet
 
 pytestmark = pytest.mark.integration
@@ -87,9 +88,7 @@ def test_a_lost_link_can_be_connected_again(raw_receiver: tuple[socket.socket, b
 
 
 def test_a_refused_connection_is_an_error_or_a_lost_link(pair: TransportPair) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    handle = msgspec.msgpack.encode(TcpHandle("127.0.0.1", port, bytes(16)))
+    handle = msgspec.msgpack.encode(TcpHandle("127.0.0.1", free_port(), bytes(16)))
     sender = Endpoint(TcpTransport)
     refused: TransportError | None = None
     try:

@@ -124,8 +124,11 @@ class Net:
 
     def listener(self) -> tuple[socket.socket, str]:
         """Returns a plain listening socket and its endpoint."""
-        sock = socket.create_server(("127.0.0.1", 0))
-        self.sockets.append(sock)
+        reserved = socket.socket()  # no other program gets the port when a test closes the listener
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        sock = socket.create_server(reserved.getsockname())
+        self.sockets += reserved, sock
         return sock, f"tcp://127.0.0.1:{sock.getsockname()[1]}"
 
     def accept(self, listener: socket.socket) -> socket.socket:
