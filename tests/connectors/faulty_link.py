@@ -69,7 +69,11 @@ class FaultyLink:
                 producer, _ = self._listener.accept()
             except OSError:
                 return  # closed
-            consumer = socket.create_connection((self._listens, self._port))
+            try:
+                consumer = socket.create_connection((self._listens, self._port))
+            except OSError:  # it was killed, and the producer has not noticed yet
+                producer.close()
+                continue
             ends = (producer, consumer)
             self._sockets += ends
             self.carried.append(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -75,18 +76,19 @@ def test_a_fetched_embedding_returns_to_the_cache(pair: Pair) -> None:
     assert pair.offer("a").tokens == TOKENS
 
 
-def test_an_offer_that_is_not_fetched_expires() -> None:
-    with closing(Pair(msgspec.structs.replace(TIGHT, lease_timeout=0.2))) as pair:
-        rows = pair.publish("a")
-        coordinates = pair.offer("a")
+def test_an_offer_that_is_not_fetched_expires(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pair.publish("a")
+    coordinates = pair.offer("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.producer.offers, "_clock", lambda: time.monotonic() + TIGHT.lease_timeout)
         until(lambda: offered(pair) == 0)
-        assert pair.produced("offers_ended", "unfetched") == 1
-        assert np.array_equal(pair.fetch("r", "a", coordinates), rows), "it is in the cache"
-        until(lambda: offered(pair) == 0)
-        pair.consumer.release("r")
-        pair.publish("b", 1)
-        with closing(Language(TIGHT)) as other, pytest.raises(LeaseExpired):
-            other.fetch("s", "a", coordinates)
+    assert pair.produced("offers_ended", "unfetched") == 1
+    assert np.array_equal(pair.fetch("r", "a", coordinates), rows), "it is in the cache"
+    until(lambda: offered(pair) == 0)
+    pair.consumer.release("r")
+    pair.publish("b", 1)
+    with closing(Language(TIGHT)) as other, pytest.raises(LeaseExpired):
+        other.fetch("s", "a", coordinates)
 
 
 def test_an_embedding_whose_offer_ends_meanwhile_is_found(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from embferry.connectors.shared.transports import make_transports
 from embferry.connectors.vllm.coordinates import KEY, REFUSED, Coordinates, coordinates_in
 from embferry.testing.proxy import ChaosProxy
 
-from .pair import CONFIG, NBYTES, NOTICES_LOSS_SOON_S, SHAPE, Encode, Language, rows_like, until
+from .pair import CONFIG, NBYTES, NOTICES_LOSS_S, SHAPE, Encode, Language, rows_like, until
 
 pytestmark = pytest.mark.integration
 
@@ -229,7 +229,7 @@ def test_claims_survive_a_cut_connection(stack: ExitStack) -> None:
 
 def test_a_second_claim_of_a_consumer_ends_its_first_one(stack: ExitStack) -> None:
     """The first one has lost its connection, so the producer hears nothing of its end."""
-    tcp = msgspec.structs.replace(TIGHT, transports=("tcp",), peer_timeout=NOTICES_LOSS_SOON_S)
+    tcp = msgspec.structs.replace(TIGHT, transports=("tcp",), peer_timeout=NOTICES_LOSS_S)
     encoder = stack.enter_context(closing(Encoder(tcp)))
     there = coordinates(encoder.answer("a"), "a")
     language = stack.enter_context(closing(Language(tcp)))
@@ -241,7 +241,7 @@ def test_a_second_claim_of_a_consumer_ends_its_first_one(stack: ExitStack) -> No
 
 
 def test_a_silent_consumer_gives_way_when_the_bytes_are_needed(stack: ExitStack) -> None:
-    tcp = msgspec.structs.replace(TIGHT, transports=("tcp",), peer_timeout=NOTICES_LOSS_SOON_S)
+    tcp = msgspec.structs.replace(TIGHT, transports=("tcp",), peer_timeout=NOTICES_LOSS_S)
     encoder = stack.enter_context(closing(Encoder(tcp)))
     language = stack.enter_context(closing(Language(tcp)))
     for seed, mm_hash in enumerate("ab"):

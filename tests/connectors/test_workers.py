@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import uuid
@@ -35,6 +36,8 @@ GOOD = Publish("a", SHAPE, b"0" * 16)
 
 
 def descriptors() -> int:
+    """Returns how many are open. Those of earlier tests may be closed at any time, so fewer are as good."""
+    gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -102,7 +105,7 @@ def test_a_malformed_packet_is_refused_and_harms_nothing(encode: Encode, packet:
     found = answer(encode.name, packet, fd)
     assert found is None or found.error
     assert found is not None or b"Done" in packet
-    until(lambda: descriptors() == before)
+    until(lambda: descriptors() <= before)
     assert encode.producer.cache.nbytes == 0
     os.close(fd)
     still_takes(encode)
@@ -144,7 +147,7 @@ def test_a_descriptor_of_something_else_is_refused(encode: Encode, tmp_path: Pat
     before = descriptors()
     with pytest.raises(TransportError):
         channel.publish(encode.name, GOOD, fd, GUARD_S)
-    until(lambda: descriptors() == before)
+    until(lambda: descriptors() <= before)
     os.close(fd)
     still_takes(encode)
 
@@ -156,7 +159,7 @@ def test_one_descriptor_comes_with_an_embedding(encode: Encode, count: int) -> N
     found = answer(encode.name, msgspec.msgpack.encode(GOOD), *[fd] * count)
     assert found is not None
     assert found.error
-    until(lambda: descriptors() == before)
+    until(lambda: descriptors() <= before)
     os.close(fd)
     still_takes(encode)
 

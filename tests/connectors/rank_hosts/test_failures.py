@@ -61,9 +61,9 @@ def test_a_host_that_never_asks_fails_the_request_and_is_named(
 def test_a_host_that_dies_fails_the_request_and_the_next_one_runs_when_it_is_back(
     encode: Encode, config: ConnectorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = with_peer_timeout(config, NOTICES_LOSS_SOON_S)
+    hasty = with_peer_timeout(config, NOTICES_LOSS_SOON_S)
     encode.publish("a")
-    with closing(Engine(config)) as engine:
+    with closing(Engine(hasty)) as engine:
         with closing(There(config)):
             engine.fetch("r", "a", encode.offer("a"))
         monkeypatch.setattr(other_hosts, "HOST_S", 0.5)

@@ -17,7 +17,7 @@ from embferry.connectors.vllm import host_claims, other_hosts
 from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.host_claims import new_claim
 
-from ..faulty_link import FaultyLink, ports_at
+from ..faulty_link import RECEIVE_BYTES, FaultyLink, ports_at
 from ..pair import GUARD_S, NBYTES, NOTICES_LOSS_SOON_S, Encode, rows_like, until, with_peer_timeout
 from .builders import SECRET, Engine, There
 from .host_process import HostProcess
@@ -109,16 +109,17 @@ def test_a_host_that_comes_and_goes_keeps_no_request_waiting(
 def test_a_link_over_which_an_embedding_takes_longer_than_every_timeout(
     encode: Encode, engine: Engine, config: ConnectorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Timeouts begin anew with each chunk."""
-    usual = config.receiving
+    """Timeouts begin anew with each chunk, of which each takes a few pauses."""
+    usual, timeout, pause_s = config.receiving, 3.0, 0.2
 
     def impatient(self: ConnectorConfig) -> TransferSettings:
-        return replace(usual, transfer_timeout=1.0, waiting_timeout=1.0)
+        return replace(usual, transfer_timeout=timeout, waiting_timeout=timeout)
 
     monkeypatch.setattr(ConnectorConfig, "receiving", property(impatient))
     pause = threading.Event()
     with behind_a_link(config, There) as (there, link):
-        link.fault = lambda carried, data: not pause.wait(0.1)
+        link.fault = lambda carried, data: not pause.wait(pause_s)
+        assert NBYTES / RECEIVE_BYTES * pause_s > timeout
         encode.publish("a")
         shared = engine.fetch("r", "a", encode.offer("a"))
         assert there.has(engine.room(shared), rows_like(0))

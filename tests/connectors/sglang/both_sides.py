@@ -27,7 +27,8 @@ TOKENS, WIDTH = 200, 16
 SHAPE = Shape(TOKENS, WIDTH, "float32")
 NAME = "ab" * 16
 WAIT_S = 60.0
-SETTINGS = PluginSettings(transports=("tcp",), num_blocks=2, block_size=8, encoder_timeout=1.0, failover_timeout=30.0)
+SETTINGS = PluginSettings(transports=("tcp",), num_blocks=2, block_size=8, encoder_timeout=10.0, failover_timeout=30.0)
+"""No encoder is lost by its silence here."""
 
 
 def rows_of(seed: int) -> Rows:

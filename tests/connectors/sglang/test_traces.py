@@ -13,6 +13,7 @@ from embferry.connectors.sglang.incoming import IncomingPart
 from embferry.connectors.sglang.outgoing import OutgoingPart
 from embferry.connectors.sglang.request_trace import RequestTrace, context_of
 from embferry.traces.spans import Span, Tracer
+from embferry.transfer.handle import ENDED
 from tests.traces.recorded import MALFORMED, OUTER, PARENT, client_span, facts, is_nested, outline
 
 from .both_sides import SHAPE, TOKENS, WAIT_S, StubEncoder, both_sides, wait_complete
@@ -132,6 +133,25 @@ def test_a_loss_is_counted_even_if_the_callback_comes_after_the_next_encoder(
         (lost,) = (count for (name, _), count in language.counters.read().items() if name == "losses")
     assert lost == 1
     assert names(seen[0]).count("lost") == 1
+
+
+def test_a_loss_is_counted_even_if_the_request_ends_before_the_callback_comes(
+    seen: list[Span], trace: RequestTrace
+) -> None:
+    closed = threading.Event()
+    with both_sides(trace=trace) as (incoming, (encoder,), language):
+
+        def wait_in_the_middle() -> None:
+            receiver = incoming._receiver
+            if receiver is not None and receiver.poll() not in ENDED and receiver.transferred_tokens == MIDDLE:
+                assert closed.wait(WAIT_S)
+
+        stop_in_the_middle(incoming, encoder, after=wait_in_the_middle)
+        incoming.close()
+        (lost,) = (count for (name, _), count in language.counters.read().items() if name == "losses")
+        closed.set()
+    assert lost == 1
+    assert (seen[0].error, names(seen[0]).count("lost")) == ("aborted", 1)
 
 
 def test_a_transfer_that_ends_too_early_has_an_error(seen: list[Span], trace: RequestTrace) -> None:
