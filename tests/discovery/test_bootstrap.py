@@ -51,7 +51,7 @@ def server(clock: Clock) -> Iterator[BootstrapServer]:
 
 @pytest.fixture
 def client(server: BootstrapServer) -> BootstrapClient:
-    return BootstrapClient(server.url)
+    return BootstrapClient(server.url, timeout_s=SECONDS)
 
 
 def ask(server: BootstrapServer, method: str, path: str, body: object = None) -> tuple[int, object]:

@@ -16,6 +16,7 @@ from embferry.protocol.errors import LocalProtocolError, TransportError, WrongKe
 from embferry.trust.digests import content_digest
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.trust import Trust
+from tests.ports import free_port
 from tests.strangers.raw_http import SECONDS, Relay, request, send, status_of
 
 pytestmark = pytest.mark.integration
@@ -29,7 +30,7 @@ RANK = Rank(tp_size=1, dp_size=1, rank_ip="10.0.0.7", rank_port=7000, engine_ran
 
 @pytest.fixture
 def server() -> Iterator[BootstrapServer]:
-    with BootstrapServer(trust=TRUST, clock=lambda: 100.0) as server:
+    with BootstrapServer(port=free_port(), trust=TRUST, clock=lambda: 100.0) as server:
         yield server
 
 

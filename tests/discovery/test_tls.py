@@ -28,6 +28,8 @@ from tests.trust.authority import Authority
 
 pytestmark = pytest.mark.integration
 
+SECONDS = 60.0
+"""Longest time of a call. Far longer than any takes, so that a busy machine does not fail a test."""
 WORKER = Worker(id="w", role="encode", url="https://127.0.0.1:1", endpoint="tcp://127.0.0.1:2")
 PLAIN = Trust()
 
@@ -51,7 +53,7 @@ def test_workers_register_over_tls_with_a_key_inside(authority: Authority) -> No
     keys = ClusterKeys(Key(b"k" * 32))
     with serving(authority.tls("server"), keys) as server:
         assert server.url.startswith("https://")
-        client = BootstrapClient(server.url, trust=Trust(keys, tls=authority.tls("client")))
+        client = client_of(server.url, Trust(keys, tls=authority.tls("client")))
         assert client.register(WORKER).new
         assert client.workers() == (WORKER,)
         assert client.healthy()
@@ -60,9 +62,13 @@ def test_workers_register_over_tls_with_a_key_inside(authority: Authority) -> No
 def test_names_and_addresses_are_verified(authority: Authority) -> None:
     with serving(authority.tls("named", "localhost")) as server:
         trust = Trust(tls=authority.tls("dialler"))
-        assert BootstrapClient(url_of(server, "https", "localhost"), trust=trust).healthy()
+        assert client_of(url_of(server, "https", "localhost"), trust).healthy()
         with pytest.raises(TlsFailed, match="certificate is not accepted: IP address mismatch"):
-            BootstrapClient(url_of(server, "https"), trust=trust).workers()
+            client_of(url_of(server, "https"), trust).workers()
+
+
+def client_of(url: str, trust: Trust) -> BootstrapClient:
+    return BootstrapClient(url, trust=trust, timeout_s=SECONDS)
 
 
 Make = Callable[[Authority, Path], Tls]
@@ -91,7 +97,7 @@ def test_a_stranger_with_a_certificate_of_another_ca_is_refused(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Make, client_is_told: str
 ) -> None:
     with serving(authority.tls(f"server-{make.__name__}")) as server, caplog.at_level(logging.WARNING):
-        client = BootstrapClient(server.url, trust=Trust(tls=make(authority, tmp_path)))
+        client = client_of(server.url, Trust(tls=make(authority, tmp_path)))
         for _ in range(3):
             with pytest.raises(TlsFailed, match=client_is_told):
                 client.register(WORKER)
@@ -103,7 +109,7 @@ def test_a_stranger_with_a_certificate_of_another_ca_is_refused(
 def test_plain_text_to_a_tls_port_is_told_to_both(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     told = pytest.raises(TlsFailed, match="the server speaks TLS; write https://")
     with serving(authority.tls("server-plain")) as server, caplog.at_level(logging.WARNING), told:
-        BootstrapClient(url_of(server, "http"), trust=PLAIN).workers()
+        client_of(url_of(server, "http"), PLAIN).workers()
     assert any("does not speak TLS" in line for line in caplog.messages)
 
 
@@ -111,29 +117,29 @@ def test_tls_to_a_plain_port_is_told_to_both(authority: Authority) -> None:
     with serving(None) as server:
         trust = Trust(tls=authority.tls("to-plain"))
         with pytest.raises(TlsFailed, match="the other end does not speak TLS"):
-            BootstrapClient(url_of(server, "https"), trust=trust).workers()
+            client_of(url_of(server, "https"), trust).workers()
 
 
 def test_a_server_that_does_not_require_tls_takes_both(authority: Authority) -> None:
     with serving(authority.tls("both", required=False)) as server:
         assert server.url.startswith("http://")
-        assert BootstrapClient(url_of(server, "http"), trust=PLAIN).register(WORKER).new
+        assert client_of(url_of(server, "http"), PLAIN).register(WORKER).new
         tls = Trust(tls=authority.tls("both-client"))
-        assert BootstrapClient(url_of(server, "https"), trust=tls).workers() == (WORKER,)
+        assert client_of(url_of(server, "https"), tls).workers() == (WORKER,)
 
 
 def test_a_url_that_does_not_fit_is_refused_at_the_start(authority: Authority) -> None:
     with pytest.raises(LocalProtocolError, match="needs a certificate: set EMBFERRY_TLS_CA"):
-        BootstrapClient("https://127.0.0.1:1", trust=PLAIN)
+        client_of("https://127.0.0.1:1", PLAIN)
     with pytest.raises(LocalProtocolError, match="must begin with https://"):
-        BootstrapClient("http://127.0.0.1:1", trust=Trust(tls=authority.tls("strict")))
+        client_of("http://127.0.0.1:1", Trust(tls=authority.tls("strict")))
 
 
 def test_a_certificate_is_renewed_while_the_server_runs(authority: Authority) -> None:
     tls = authority.tls("renewed", "localhost")
     with serving(tls) as server:
         trust = Trust(tls=authority.tls("renewal-client"))
-        client = BootstrapClient(url_of(server, "https"), trust=trust)
+        client = client_of(url_of(server, "https"), trust)
         with pytest.raises(TlsFailed):
             client.workers()
         _, cert, key = authority.files("renewed-next", "127.0.0.1")
@@ -150,7 +156,7 @@ def test_a_client_that_never_ends_its_handshake_is_closed_in_time(authority: Aut
             began = time.monotonic()
             assert sock.recv(100) == b""
             assert time.monotonic() - began >= 0.1
-        client = BootstrapClient(server.url, trust=Trust(tls=authority.tls("other")))
+        client = client_of(server.url, Trust(tls=authority.tls("other")))
         assert client.healthy()
 
 

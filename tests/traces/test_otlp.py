@@ -61,6 +61,7 @@ def test_a_span_arrives_as_it_was_made(collector: Collector) -> None:
 
 def test_the_last_spans_are_sent_at_the_end(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp, "DELAY", 60.0)
+    monkeypatch.setattr(otlp, "CLOSE_SECONDS", 60.0)
     tracer = tracer_to(collector.url)
     tracer.begin("one", None).end()
     tracer.close()

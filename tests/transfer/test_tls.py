@@ -13,6 +13,7 @@ import pytest
 
 from embferry import Field, Geometry, Layout, ReceiveManager, SendManager, TcpTransport, as_fields, wait
 from embferry.protocol.errors import PeerGone, TlsFailed
+from embferry.testing.pair import eventually
 from embferry.transfer.control.sockets import SocketControl
 from embferry.transports.contract import Transport
 from embferry.transports.http import HttpTransport
@@ -144,22 +145,22 @@ def test_a_receiver_without_a_certificate_is_told_at_once(files: Files) -> None:
         assert "this end has no certificate" in pair.failure()
 
 
-def is_refused(caplog: pytest.LogCaptureFixture, why: str) -> bool:
-    """Whether the log names the peer that was refused, and why."""
-    return any("a peer at 127.0.0.1" in line and why in line for line in caplog.messages)
+def is_refused(caplog: pytest.LogCaptureFixture, why: str) -> None:
+    """Waits until the log names the peer that was refused, and why. The peer may know it earlier."""
+    eventually(lambda: any("a peer at 127.0.0.1" in line and why in line for line in caplog.messages))
 
 
 def test_plain_text_to_a_tls_port_is_told_to_both(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     """The receiver was given an address without TLS."""
     with Pair(files, None) as pair:
         assert "demands TLS, and this end does not" in pair.failure(pair.sending.endpoint.replace("tls:", "tcp:"))
-    assert is_refused(caplog, "does not speak TLS")
+        is_refused(caplog, "does not speak TLS")
 
 
 def test_tls_to_a_plain_port_is_told_to_both(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     with Pair(None, files) as pair:
         assert "the other end does not speak TLS" in pair.failure()
-    assert is_refused(caplog, "demands TLS")
+        is_refused(caplog, "demands TLS")
 
 
 @pytest.mark.parametrize("required", [(True, False), (False, True), (False, False)])

@@ -89,7 +89,11 @@ def transfer_with_change(proxy: ChaosProxy, first: ThroughProxy, second: Transpo
         assert encode.stdout is not None
         receiver = receiving.open(room, encode.stdout.readline().strip())
         begun_at: dict[str, int] = {}  # transport: transferred tokens when it was first used
-        receiver.on_change(lambda: begun_at.setdefault(receiver.machine.transport, receiver.machine.transferred_tokens))
+
+        def changed() -> None:  # on the driver thread, at each change: a callback may come later
+            begun_at.setdefault(receiver.machine.transport, receiver.machine.transferred_tokens)
+
+        receiver.wake_on_change(changed)
         receiver.init()
         wait(receiver, SECONDS)
         report = json.loads(encode.stdout.readline())

@@ -14,6 +14,7 @@ from embferry.bench.serving.client import Endpoint, send_all
 from embferry.bench.serving.endpoint import first_model
 from embferry.bench.serving.results import Run, Sample
 from embferry.bench.serving.workload import Picture, Request
+from tests.ports import free_port
 
 from . import stub_endpoint as stub
 
@@ -89,9 +90,7 @@ def test_a_request_without_an_answer_runs_out_of_time() -> None:
 
 
 def test_a_refused_connection_is_a_failure() -> None:
-    with stub.serving(stub.Request.hang) as url:
-        pass
-    (sample,) = measure(url, 1)
+    (sample,) = measure(f"http://127.0.0.1:{free_port()}", 1)
     assert sample.status is None
     assert sample.error.startswith("ConnectError")
 
@@ -104,9 +103,11 @@ def test_no_more_requests_are_under_way_than_allowed() -> None:
         with lock:
             now += 1
             most = max(most, now)
-        request.answer([1])
+        request.open()
+        request.event({"choices": [{"index": 0, "delta": {"content": "x"}, "token_ids": [1]}]})
         with lock:
-            now -= 1
+            now -= 1  # before the last event: then the client may send the next request
+        request.event("[DONE]")
 
     with stub.serving(answer) as url:
         assert len(measure(url, *[1] * 12, concurrency=2)) == 12

@@ -20,6 +20,7 @@ from embferry.protocol.errors import (
 )
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
+from tests.ports import free_port
 
 from .builders import (
     ROOM,
@@ -250,7 +251,7 @@ def test_every_state_has_a_time_out(network, sender, address):
 
 def test_two_misses_fail_the_rooms_of_an_encode_side_and_its_successor_is_registered_with(network, sender):
     with language_manager(network, heartbeat_interval=0.05) as manager:
-        server = MooncakeEmbeddingBootstrapServer()
+        server = MooncakeEmbeddingBootstrapServer(port=free_port())
         server.start()
         address = register_rank(server, sender.port)
         lost = started(manager, address, 1)

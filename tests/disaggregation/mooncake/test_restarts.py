@@ -7,6 +7,7 @@ import pytest
 from embferry.disaggregation.mooncake.conn_multimodal import EncodeManager
 from embferry.protocol.errors import PeerGone
 from embferry.protocol.states import KVPoll
+from tests.ports import free_port
 
 from .builders import GEOMETRY, WAIT_S, PeerDouble, encode_manager, equal, eventually, register_rank, started
 from .origin_peers import BLOCK, FAILED, SUCCESS, TRANSFERRING, OriginReceiver, OriginSender, embedding
@@ -75,7 +76,7 @@ def registered_port(bootstrap) -> int:
 def test_a_language_side_that_is_back_with_its_ports_and_other_buffers_is_served(network, while_a_room_is_open):
     """Its engine and its socket listen where those of its predecessor did."""
     with encode_manager(network) as manager:
-        receiver = OriginReceiver(PeerDouble(network), "127.0.0.1", manager.port)
+        receiver = OriginReceiver(PeerDouble(network), "127.0.0.1", manager.port, own_port=free_port())
         receiver.register()
         rows = embedding(12)
         sender = manager.open(1)

@@ -17,6 +17,7 @@ from embferry.disaggregation.mooncake.conn_multimodal import (
 from embferry.discovery.bootstrap_client import BootstrapClient, Shape
 from embferry.protocol.errors import Aborted, LeaseExpired, LocalProtocolError, PeerGone, TransportError
 from embferry.protocol.states import KVPoll
+from tests.ports import free_port
 
 from .builders import (
     GEOMETRY,
@@ -342,7 +343,7 @@ def test_the_rank_registers_again_when_the_bootstrap_server_is_restarted(network
         except PeerGone:
             return False
 
-    with MooncakeEmbeddingBootstrapServer() as first:
+    with MooncakeEmbeddingBootstrapServer(port=free_port()) as first:
         client = BootstrapClient(first.url)
         settings = OriginSettings(heartbeat_interval=0.05)
         manager = EncodeManager(GEOMETRY, bootstrap_url=first.url, settings=settings, open_engine=network.open)

@@ -16,7 +16,7 @@ from embferry.transfer.control.sockets import SocketControl
 from embferry.transports.net.loop import Loop
 
 loop = Loop()
-server, client = SocketControl(loop, "127.0.0.1"), SocketControl(loop, limits=ControlLimits(connect_timeout=0.5))
+server, client = SocketControl(loop, "127.0.0.1"), SocketControl(loop, limits=ControlLimits(connect_timeout=2.0))
 
 def exchange(data):
     client.send(server.endpoint, data)
