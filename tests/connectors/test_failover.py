@@ -106,6 +106,7 @@ def test_without_another_producer_the_error_names_both_reasons(make_routed: Make
 
 def test_a_router_that_does_not_answer_fails_the_request(make_routed: MakeRouted) -> None:
     routed = make_routed(wait_s=0.3, peer_timeout=NOTICES_LOSS_SOON_S, pause=10 * GUARD_S)
+    routed.router.max_wait_s = GUARD_S  # the transfer waits for the router's client, however late its threads run
     routed.fails(routed.dying_offer(), "the router .* does not answer")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -188,11 +189,16 @@ def test_an_embedding_larger_than_the_folder_is_dropped(tmp_path: Path, start: S
 def test_a_store_that_hangs_costs_one_time_limit(start: Start) -> None:
     """Later requests do not wait at all until the store responds again."""
     hangs = threading.Event()
-    encoder = start(Stubborn(lambda: hangs.wait(GUARD_S)), timeout=0.05)
+    store = Stubborn(lambda: hangs.wait(GUARD_S))
+    encoder = start(store)
     items = [item(str(number)) for number in range(encoder_store.READERS)]
     assert encoder.shared.is_searching("r", items, lambda name: None)
-    until(lambda: not encoder.shared.is_searching("r", items, lambda name: None))
+    until(lambda: len(store.asked) == encoder_store.READERS)
+    for lookup in encoder.shared._lookups.values():
+        lookup.until = time.monotonic()  # and not sooner: what is given up before the store is asked does not hang
+    assert not encoder.shared.is_searching("r", items, lambda name: None)
     assert encoder.count("shared_cache_misses", "late") == encoder_store.READERS
+    encoder.shared._store.lookup_timeout = 0.05
     until(lambda: encoder.shared._store._readers.is_stalled(0.05))
     assert not encoder.shared.is_searching("s", [item("x")], lambda name: None)
     assert encoder.count("shared_cache_misses", "busy") == 1
