@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import httpx
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
@@ -53,6 +54,9 @@ FORGE = "forge"
 """In a script: an end as its first line, with the check that a stranger can compute."""
 HOLD = "hold"
 """In a script: pauses until the test releases it or the caller leaves."""
+
+BOUNDS = ("connect_timeout", "request_timeout", "stall_timeout")
+"""Settings of the router; a test whose subject is one of them makes it short."""
 
 POOL = {"num_blocks": 4, "available": 3, "used": 1, "quarantined": 0}
 """The receive pool of every fake worker."""
@@ -102,8 +106,7 @@ class Deployment:
         )
         self.workers = [self.entry("encode0"), self.entry("language0")]
         self.bootstrap_fails, self.list_is_complete = False, True
-        settings = {"poll_interval": 0.02, "connect_timeout": 1, "request_timeout": DEADLINE, "stall_timeout": DEADLINE}
-        settings |= router
+        settings = {"poll_interval": 0.02, **dict.fromkeys(BOUNDS, DEADLINE)} | router
         self.settings = Settings(
             bootstrap_url=self.fake_url,
             media=MediaSettings(**(media or {})),
@@ -129,6 +132,10 @@ class Deployment:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(DEADLINE)
         assert not self._thread.is_alive(), "the servers did not end"
+
+    def get(self, path: str) -> httpx.Response:
+        """Returns what the router answers at a path."""
+        return httpx.get(f"{self.url}{path}", verify=False, trust_env=False, timeout=DEADLINE)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Waits until ``condition`` holds; evaluates it at every change and every few milliseconds.

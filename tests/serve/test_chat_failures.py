@@ -14,9 +14,12 @@ import httpx
 import openai
 import pytest
 
+from embferry.serve.config import MediaSettings
+from embferry.serve.media.decoding import media
+from embferry.serve.media.decoding.cancellation import Cancellation
 from tests.serve import pictures
 from tests.serve.conftest import user
-from tests.serve.fakes import BREAK, END, HOLD, Deployment, closed_port, tokens
+from tests.serve.fakes import BREAK, DEADLINE, END, HOLD, Deployment, closed_port, tokens
 
 pytestmark = pytest.mark.integration
 
@@ -199,7 +202,7 @@ def test_a_missing_role_is_named_in_the_error(
 def test_the_list_of_workers_is_refreshed_when_a_role_is_missing() -> None:
     late = Deployment(poll_interval=1000)
     workers, late.workers = late.workers, []
-    with late as other, httpx.Client(base_url=other.url, verify=False, trust_env=False) as http:
+    with late as other, httpx.Client(base_url=other.url, verify=False, trust_env=False, timeout=DEADLINE) as http:
         assert http.post("/v1/chat/completions", json=BODY).json()["error"]["code"] == "no_worker"
         other.workers = workers
         assert http.post("/v1/chat/completions", json=BODY).status_code == 200
@@ -231,7 +234,18 @@ def test_a_malformed_error_of_a_worker_is_an_error(deployment: Deployment, clien
     assert (error.status_code, error.code) == (502, "worker_failed")
 
 
-@pytest.mark.parametrize("deployment", [{"request_timeout": 1}], indirect=True)
+@pytest.fixture
+def _ready_decoder() -> None:
+    """Starts a process that checks pictures. On a busy machine that takes longer than a request may below."""
+    media.image(pictures.png(), MediaSettings(), Cancellation())
+
+
+SHORT = pytest.mark.parametrize("deployment", [{"request_timeout": 3}], indirect=True)
+"""Long enough for a request to reach the worker that does not answer."""
+
+
+@SHORT
+@pytest.mark.usefixtures("_ready_decoder")
 @pytest.mark.parametrize("silent", ["encode0", "language0"])
 def test_a_request_that_takes_too_long_is_aborted(deployment: Deployment, client: openai.OpenAI, silent: str) -> None:
     deployment.fakes[silent].refusal = HOLD
@@ -241,7 +255,8 @@ def test_a_request_that_takes_too_long_is_aborted(deployment: Deployment, client
     deployment.wait(lambda: deployment.fakes[silent].left == 1)
 
 
-@pytest.mark.parametrize("deployment", [{"request_timeout": 1}], indirect=True)
+@SHORT
+@pytest.mark.usefixtures("_ready_decoder")
 def test_a_stream_that_takes_too_long_ends_with_an_error(deployment: Deployment, client: openai.OpenAI) -> None:
     deployment.fakes["language0"].script = [*tokens("a "), HOLD, END]
     with pytest.raises(openai.APIError) as caught:

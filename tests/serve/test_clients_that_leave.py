@@ -116,7 +116,8 @@ def test_a_client_waits_for_one_body_of_another_client_however_many_that_sends(
 
 def test_both_workers_hear_whose_request_it_is(deployment: Deployment) -> None:
     picture = {"type": "image_url", "image_url": {"url": data_url(pictures.png(8, 8))}}
-    with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.3.1"), base_url=deployment.url) as client:
+    its_own = httpx.HTTPTransport(local_address="127.0.3.1")
+    with httpx.Client(transport=its_own, base_url=deployment.url, timeout=DEADLINE) as client:
         client.post("/v1/chat/completions", json={"model": "shapes", "messages": user(picture, "?")})
     for worker in ("encode0", "language0"):
         (request,) = deployment.fakes[worker].requests

@@ -104,6 +104,18 @@ async def test_each_outage_of_the_bootstrap_server_is_logged_once_also_the_first
 
 
 @pytest.mark.asyncio
+async def test_a_list_that_is_late_is_told_before_the_question_has_failed() -> None:
+    """The bootstrap server does not answer, and the time for its answer is longer than a lease."""
+    with BootstrapServer(trust=NO_KEY) as bootstrap:
+        fleet = Fleet(Settings(bootstrap_url=bootstrap.url, router=RouterSettings(connect_timeout=60)))
+        await fleet.refresh()
+        assert not [why for why in fleet.missing() if "list" in why]
+        fleet._source.stale_seconds = -1.0
+        assert fleet.missing()[0].startswith(f"{bootstrap.url}/workers has sent no list for ")
+        await fleet.close()
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("answer", [TLS_ALERT, b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76"], ids=["alert", "hello"])
 async def test_a_plain_url_of_a_server_that_speaks_tls_is_told(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

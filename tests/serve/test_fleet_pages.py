@@ -10,6 +10,7 @@ import pytest
 
 from embferry.observe.metrics import ChatMetrics, RouterMetrics
 from embferry.serve.vllm.metrics import VllmRouterMetrics
+from tests.serve.conftest import CLIENT_TIMEOUT
 from tests.serve.fakes import POOL, Deployment
 from tests.serve.vllm.stubs import Stub, routed
 
@@ -50,6 +51,7 @@ def test_prometheus_finds_router_and_workers(deployment: Deployment, http: httpx
     scraped = httpx.get(
         f"{router['labels']['__scheme__']}://{router['targets'][0]}{router['labels']['__metrics_path__']}",
         trust_env=False,
+        timeout=CLIENT_TIMEOUT,
     )
     assert b"embferry_router_workers" in scraped.content
 

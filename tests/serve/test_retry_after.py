@@ -42,7 +42,7 @@ OF_SGLANG = {"connectors/sglang/dispatcher.py ", "connectors/sglang/inside/waiti
 READ = {
     "discovery/bootstrap_client.py BootstrapClient._refused", "discovery/http_client.py _exchange",
     "serve/errors.py is_retryable", "serve/http/errors.py retry_after", "serve/router/worker_call.py WorkerCall._first",
-    "serve/http/chat.py ChatEndpoint._fail", "serve/http/edge.py Edge.__call__",
+    "serve/http/chat.py ChatEndpoint._fail", "serve/http/edge.py Edge._note",
     "serve/vllm/failures.py is_busy", "serve/vllm/item_encoder.py ItemEncoder.encode",
     "serve/vllm/item_encoder.py _not_encoded",
 }  # fmt: skip

@@ -33,7 +33,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": pictures.data_url(pictures.
 
 @pytest.fixture
 def ready(deployment: Deployment) -> Deployment:
-    deployment.wait(lambda: httpx.get(f"{deployment.url}/ready").status_code == 200)
+    deployment.wait(lambda: deployment.get("/ready").status_code == 200)
     return deployment
 
 
@@ -69,7 +69,7 @@ def test_its_numbers_are_those_of_activity(ready: Deployment) -> None:
     ask(ready)
     ask(ready, max_tokens=-1)
     status, found = told(ready.url)
-    known = httpx.get(f"{ready.url}{ACTIVITY}").json()
+    known = ready.get(ACTIVITY).json()
     assert (status, found["state"]) == (0, "ready")
     (one,) = found["routers"]
     assert [(worker["id"], worker["up"], worker["requests"]) for worker in one["workers"]] == [
@@ -88,7 +88,7 @@ def test_its_numbers_are_those_of_activity(ready: Deployment) -> None:
 def test_a_worker_that_has_failed_lately(ready: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embferry.serve.router.fleet.SUSPECT_SECONDS", 1000.0)
     ready.workers.append(ready.entry("language1"))
-    ready.wait(lambda: httpx.get(f"{ready.url}/ready").json()["workers"]["language"] == 2)
+    ready.wait(lambda: ready.get("/ready").json()["workers"]["language"] == 2)
     ready.fakes["language0"].scripts = [[BREAK]]
     assert ask(ready) == 200
     status, found = told(ready.url)
@@ -108,10 +108,10 @@ def test_a_pool_that_cannot_be_asked(ready: Deployment) -> None:
 
 def test_a_worker_that_is_gone(ready: Deployment) -> None:
     ready.workers = [ready.entry(name) for name in ("encode0", "encode1", "language0")]
-    ready.wait(lambda: httpx.get(f"{ready.url}/ready").json()["workers"]["encode"] == 2)
+    ready.wait(lambda: ready.get("/ready").json()["workers"]["encode"] == 2)
     assert told(ready.url, words=("--encoders", "2", "--languages", "1"))[0] == 0
     del ready.workers[0]
-    ready.wait(lambda: httpx.get(f"{ready.url}/ready").json()["workers"]["encode"] == 1)
+    ready.wait(lambda: ready.get("/ready").json()["workers"]["encode"] == 1)
     status, found = told(ready.url)
     assert (status, found["routers"][0]["reasons"]) == (1, ["1 encode worker is gone, and none has come instead"])
     reasons = told(ready.url, words=("--encoders", "2"))[1]["routers"][0]["reasons"]
@@ -121,7 +121,7 @@ def test_a_worker_that_is_gone(ready: Deployment) -> None:
 def test_a_router_without_workers_is_not_ready(deployment: Deployment) -> None:
     deployment.workers = []
     no_worker = ["no encode worker has a live lease", "no language worker has a live lease"]
-    deployment.wait(lambda: httpx.get(f"{deployment.url}/ready").json()["missing"] == no_worker)
+    deployment.wait(lambda: deployment.get("/ready").json()["missing"] == no_worker)
     status, found = told(deployment.url)
     assert (status, found["state"]) == (3, "not_ready")
     assert found["routers"][0]["reasons"][:2] == no_worker

@@ -76,7 +76,7 @@ def test_every_part_and_label_is_used() -> None:
 @pytest.mark.integration
 def test_the_bootstrap_server_serves_what_it_defines() -> None:
     with BootstrapServer("127.0.0.1", 0) as server:
-        text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+        text = httpx.get(f"{server.url}/metrics", timeout=60, trust_env=False).text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert families.keys() == {name.removesuffix("_total") for name in METRICS}
     for name, (kind, labels, about) in METRICS.items():

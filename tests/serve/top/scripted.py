@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from tests.cli.messages import message
+from tests.ports import free_port
 
 
 class Scripted:
@@ -22,7 +23,7 @@ class Scripted:
         self.message = message(**changes)
         self.refusal: tuple[int, Any] | None = None
         self.asked: list[bytes] = []
-        self._port = 0
+        self._port = free_port()  # which nothing else gets while it is gone
         self._streams: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Scripted:
@@ -40,7 +41,6 @@ class Scripted:
     async def start(self) -> None:
         """Begins to answer, on the port that it had before."""
         self._server = await asyncio.start_server(self._answer, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Goes away, and cuts off all streams."""
@@ -56,7 +56,7 @@ class Scripted:
 
     async def send(self, data: bytes) -> None:
         """Sends an event to every stream."""
-        for writer in self._streams:
+        for writer in list(self._streams):
             writer.write(b"data: " + data + b"\n\n")
             await writer.drain()
 

@@ -27,7 +27,7 @@ SIZES = [(60, 24), (80, 24), (120, 40), (200, 50)]
 
 @pytest.fixture
 def ready(deployment: Deployment) -> Deployment:
-    deployment.wait(lambda: httpx.get(f"{deployment.url}/ready").status_code == 200)
+    deployment.wait(lambda: deployment.get("/ready").status_code == 200)
     return deployment
 
 
@@ -35,7 +35,7 @@ def ready(deployment: Deployment) -> Deployment:
 def other() -> Iterator[Deployment]:
     """A second router, which ends when the event loop of the test has closed its connections."""
     with Deployment() as running:
-        running.wait(lambda: httpx.get(f"{running.url}/ready").status_code == 200)
+        running.wait(lambda: running.get("/ready").status_code == 200)
         yield running
 
 
@@ -61,25 +61,34 @@ def under_way(deployment: Deployment, count: int) -> Iterator[None]:
 
 
 def told(deployment: Deployment) -> dict[str, Any]:
-    return dict(httpx.get(f"{deployment.url}/activity").json())
+    return dict(deployment.get("/activity").json())
 
 
 def phases(deployment: Deployment) -> list[str]:
     return [one["phases"][-1][0] for one in told(deployment)["requests"] if one["ended"] is None]
 
 
-def fits(screen: Screen) -> None:
-    """Checks that every part is drawn as it is, within its width, and that something of it is seen."""
-    for name in ("routers", "fleet", "requests", "times"):
-        seen, known = screen.seen(name), screen.all(name)
-        top = screen.panel(name).scroll_offset.y
-        assert seen[0]
-        assert seen == [*known, *[""] * len(seen)][top : top + len(seen)], name
-        assert max(map(cell_len, known)) <= screen.panel(name).columns
-    last = screen.panel("requests").region
-    assert last.height >= 4
-    assert last.right <= screen.app.size.width
-    assert last.bottom <= screen.app.size.height
+def misfits(screen: Screen) -> list[str]:
+    """Returns the parts that are not drawn as they are, or beyond their width, or of which nothing is seen."""
+
+    def fits(name: str) -> bool:
+        seen, known, panel = screen.seen(name), screen.all(name), screen.panel(name)
+        drawn = [*known, *[""] * len(seen)][panel.scroll_offset.y :][: len(seen)]
+        return bool(seen and seen[0]) and seen == drawn and max(map(cell_len, known)) <= panel.columns
+
+    found = [name for name in ("routers", "fleet", "requests", "times") if not fits(name)]
+    last, size = screen.panel("requests").region, screen.app.size
+    if not (last.height >= 4 and last.right <= size.width and last.bottom <= size.height):
+        found.append(f"requests at {last} of {size}")
+    return found
+
+
+async def fits(screen: Screen) -> None:
+    """Waits until every part is drawn as it is. Lines are made again when a part has got another width, a bit later."""
+    try:
+        await screen.until(lambda: not misfits(screen))
+    except AssertionError:
+        raise AssertionError(misfits(screen)) from None
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -90,7 +99,7 @@ async def test_an_idle_router(ready: Deployment, size: tuple[int, int]) -> None:
         await screen.shows("fleet", "● language 0", "1 of 4 blocks")
         await screen.shows("requests", "No request yet.")
         await screen.shows("times", "first token", "none yet")
-        fits(screen)
+        await fits(screen)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -111,13 +120,13 @@ async def test_requests_under_way_are_those_of_activity(ready: Deployment, size:
             if size[0] >= 80:
                 await screen.shows("routers", f"{resumes} resumes in 5 min")
             assert len([line for line in screen.panel("events").lines if "2 resumes #" in line]) == 30
-            fits(screen)
+            await fits(screen)
 
 
 async def test_requests_that_end_and_what_went_wrong(ready: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embferry.serve.router.fleet.SUSPECT_SECONDS", 1000.0)
     ready.workers.append(ready.entry("language1"))
-    ready.wait(lambda: httpx.get(f"{ready.url}/ready").json()["workers"]["language"] == 2)
+    ready.wait(lambda: ready.get("/ready").json()["workers"]["language"] == 2)
     async with watching(ready.url, size=(160, 40)) as screen:
         await screen.shows("fleet", "● language 1")
         with under_way(ready, 1):
@@ -160,7 +169,7 @@ async def test_two_routers(ready: Deployment, other: Deployment) -> None:
             await screen.shows("fleet", "2 requests: 2 transfer")
             await screen.shows("events", "resumes a#1")
             await screen.shows("events", "resumes b#1")
-            fits(screen)
+            await fits(screen)
 
 
 async def test_another_size_is_drawn_at_once(ready: Deployment) -> None:
@@ -175,5 +184,5 @@ async def test_another_size_is_drawn_at_once(ready: Deployment) -> None:
                     lambda: cell_len(screen.panel("requests").lines[0]) == screen.panel("requests").columns
                 )
                 if size != (40, 12):
-                    fits(screen)
+                    await fits(screen)
             assert screen.panel("times").region == beside

@@ -63,9 +63,12 @@ class Running:
 
     def wait(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE
-        while not condition():
+        while True:
+            has_ended = self.process.poll() is not None
+            if condition():  # also if it became true in the last moment of the process
+                return
+            assert not has_ended, self.log
             assert time.monotonic() < deadline, self.log
-            assert self.process.poll() is None, self.log
             time.sleep(0.02)
 
     def close(self) -> None:
@@ -117,7 +120,7 @@ def connector_ports(one: Running) -> tuple[dict[str, int], dict[str, int]]:
         transfer = json.loads(words[words.index("--ec-transfer-config") + 1])
         port = words[words.index("--port") + 1]
         told[f"http://127.0.0.1:{port}"] = transfer["ec_connector_extra_config"]["metrics_port"]
-    groups = httpx.get(f"{one.url}/sd", headers={"Authorization": "Bearer k"}, trust_env=False).json()
+    groups = httpx.get(f"{one.url}/sd", headers={"Authorization": "Bearer k"}, timeout=DEADLINE, trust_env=False).json()
     found = [group for group in groups if group["labels"]["part"] == "connector"]
     assert all(group["targets"][0].startswith("127.0.0.1:") for group in found)
     return told, {group["labels"]["worker"]: int(group["targets"][0].rpartition(":")[2]) for group in found}
@@ -157,7 +160,12 @@ def test_instances_and_router_start_restart_and_end(start: Callable[..., Running
     assert answer["choices"][0]["message"]["content"] == str(language["pid"])
     os.kill(language["pid"], signal.SIGKILL)
     one.wait(lambda: len(one.notes) == 4)
-    one.wait(lambda: httpx.get(f"{one.url}/ready", trust_env=False).json()["workers"] == {"encode": 2, "language": 1})
+    one.wait(
+        lambda: (
+            httpx.get(f"{one.url}/ready", timeout=DEADLINE, trust_env=False).json()["workers"]
+            == {"encode": 2, "language": 1}
+        )
+    )
     assert ask(one.url, picture()).json()["choices"][0]["message"]["content"] == str(one.notes[3]["pid"])
     assert not alive(language["engine"])
     folders = [Path(note["folder"]) for note in one.notes]
@@ -193,7 +201,7 @@ def test_prefill_and_decode_instances_take_the_place_of_language_instances(start
     told, listed = connector_ports(one)
     assert len(told) == 4
     assert listed == told
-    workers = httpx.get(f"{one.url}/ready", trust_env=False).json()["workers"]
+    workers = httpx.get(f"{one.url}/ready", timeout=DEADLINE, trust_env=False).json()["workers"]
     assert workers == {"encode": 1, "prefill": 1, "decode": 2}
     answer = ask(one.url, picture(), text()).json()
     assert answer["choices"][0]["message"]["content"] in [str(note["pid"]) for note in found["kv_consumer"]]
@@ -307,7 +315,7 @@ def test_the_shown_commands_name_the_model_as_vllm_serves_it(
     more = tuple(str(tmp_path / word) if word.endswith("yaml") else word for word in more)
     one = start("serve", "--engine", "vllm", "--model", model, "--port", "0", *(("--", *more) if more else ()))
     one.wait(lambda: "curl -sS" in one.log)
-    assert httpx.get(f"{one.url}/v1/models", trust_env=False).json()["data"][0]["id"] == name
+    assert httpx.get(f"{one.url}/v1/models", timeout=DEADLINE, trust_env=False).json()["data"][0]["id"] == name
     (line,) = re.findall(r"or: (curl .*)", one.log)
     done = subprocess.run(["bash", "-c", f"{line} --noproxy '*'"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["asked"]["model"] == name

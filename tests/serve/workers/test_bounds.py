@@ -13,6 +13,7 @@ import pytest
 
 from embferry.engine.grammar import MATCHER_BYTES
 from embferry.serve import off_loop
+from embferry.serve.byte_budget import ByteBudget
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.language import process as language_process
 from embferry.serve.language.prompting import PromptThreads
@@ -128,6 +129,25 @@ def test_a_language_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> N
     run(ask())
     joined.wait(lambda: joined.language.budget.held == 0)
     assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
+
+
+def test_a_worker_without_a_request_holds_nothing(join: MakeJoined, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load is read without a lock, so it falls only when the bytes of the request have been given back."""
+    joined = join()
+    of = {joined.encode.budget: joined.encode, joined.language.budget: joined.language}
+    loads: dict[str, float] = {}
+    resize = ByteBudget._resize
+
+    def noted(budget: ByteBudget, client: str, old: int, new: int) -> None:
+        if old and not new:
+            loads[of[budget].role] = of[budget].load
+        resize(budget, client, old, new)
+
+    monkeypatch.setattr(ByteBudget, "_resize", noted)
+    run(joined.ask("what?", PICTURE))
+    joined.wait(lambda: joined.encode.load == 0)
+    run(joined.ask("what?"))  # one without an embedding holds its bytes to its end
+    assert loads == {"encode": 1, "language": 1}
 
 
 def test_the_form_of_an_answer_counts_while_its_request_waits(join: MakeJoined) -> None:

@@ -49,4 +49,5 @@ def test_processes_serve_what_the_page_documents(tmp_path: Path) -> None:
         for title, url in urls.items():
             assert served(url) == documented(title), title
         for title in ("Router before workers of this project", "Encode worker", "Language worker"):
-            assert "\nprocess_resident_memory_bytes " in httpx.get(f"{urls[title]}/metrics", trust_env=False).text
+            text = httpx.get(f"{urls[title]}/metrics", timeout=DEADLINE, trust_env=False).text
+            assert "\nprocess_resident_memory_bytes " in text

@@ -21,6 +21,7 @@ from embferry.discovery.bootstrap_client import BootstrapClient
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.leases import Worker
 from embferry.serve.http.descriptors import within_open_files
+from tests.clock import Clock
 from tests.serve.digested import digested
 from tests.serve.pictures import png
 from tests.serve.workers.joined import DEADLINE
@@ -29,7 +30,7 @@ from tests.serve.workers.test_processes import START, wait
 OPEN_FILES = 256
 CONNECTIONS = 400
 LEASE = 3.0
-"""Seconds; the connections are held for longer than that."""
+"""Seconds, of which a third passes between two renewals."""
 PROGRAM = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, ({OPEN_FILES}, {OPEN_FILES}))
@@ -53,11 +54,16 @@ def test_the_limit_on_connections_is_a_share_of_the_open_files(monkeypatch: pyte
 
 @dataclass
 class FewFiles:
-    """An encode worker that may open few files, and the bootstrap server at which it is registered."""
+    """An encode worker that may open few files, and the bootstrap server at which it is registered.
+
+    Attributes:
+        renewals: so far, with the registration.
+    """
 
     process: subprocess.Popen[bytes]
     bootstrap: BootstrapClient
     log: Path
+    renewals: int = 0
 
     @property
     def worker(self) -> Worker | None:
@@ -65,13 +71,22 @@ class FewFiles:
 
 
 @pytest.fixture
-def few_files(tmp_path: Path) -> Iterator[FewFiles]:
+def few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FewFiles]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("EMBFERRY_", "SGLANG_"))}
-    with BootstrapServer("127.0.0.1", 0, lease_seconds=LEASE) as server, (tmp_path / "log").open("wb") as log:
+    # The server's clock stands still: on a busy machine, a renewal may come late.
+    bootstrap = BootstrapServer("127.0.0.1", 0, lease_seconds=LEASE, clock=Clock())
+    with bootstrap as server, (tmp_path / "log").open("wb") as log:
         url = f"http://127.0.0.1:{server.port}"
         command = [sys.executable, "-c", PROGRAM, "encode", "--port", "0", "--bootstrap-url", url]
         process = subprocess.Popen(command, stderr=log, env=environment)
         running = FewFiles(process, BootstrapClient(url), tmp_path / "log")
+        put = server._table.put
+
+        def renew(worker: Worker, now: float) -> bool:
+            running.renewals += 1
+            return put(worker, now)
+
+        monkeypatch.setattr(server._table, "put", renew)
         try:
             wait(lambda: running.worker is not None or process.poll() is not None, "a registered worker", START)
             yield running
@@ -103,6 +118,8 @@ def test_idle_connections_do_not_end_an_encode_worker(few_files: FewFiles) -> No
             assert httpx.get(f"{worker.url}/health", timeout=DEADLINE, trust_env=False).status_code == 200
         assert len(list(descriptors.iterdir())) < OPEN_FILES
         assert few_files.process.poll() is None
+        before = few_files.renewals
+        wait(lambda: few_files.renewals > before, "a renewal")
         assert few_files.worker is not None
     assert len(few_files.log.read_text().splitlines()) < 1000
     assert "removed" not in few_files.log.read_text()

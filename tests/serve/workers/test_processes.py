@@ -208,7 +208,9 @@ def test_the_log_has_one_format_and_one_line_for_each_event(serve: Serve) -> Non
     (url,) = serve.found(r"ready: shapes at (\S+)/v1")
     body = {"model": "shapes", "messages": [{"role": "user", "content": [image()]}], "max_tokens": 4}
     headers = {"X-Request-Id": "mine"}
-    refused = httpx.post(f"{url}/v1/chat/completions", json={}, headers=headers | {"X-Request-Id": "bad"})
+    refused = httpx.post(
+        f"{url}/v1/chat/completions", json={}, headers=headers | {"X-Request-Id": "bad"}, timeout=DEADLINE
+    )
     assert refused.status_code == 400
     response = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=DEADLINE)
     assert response.status_code == 200, response.text

@@ -164,10 +164,15 @@ def receiving(cluster: LocalCluster) -> ProcessView | None:
 
 def under_way(cluster: LocalCluster, encodes_before: float) -> ProcessView:
     """Waits for the transfer of a video that has been encoded. Returns its language worker."""
-    wait(lambda: encodes(cluster) > encodes_before and receiving(cluster) is not None, "a transfer under way")
-    found = receiving(cluster)
-    assert found is not None
-    return found
+    found: list[ProcessView] = []
+
+    def is_under_way() -> bool:
+        view = receiving(cluster) if encodes(cluster) > encodes_before else None
+        found.extend([] if view is None else [view])  # asked again, it may have no block at that moment
+        return bool(found)
+
+    wait(is_under_way, "a transfer under way")
+    return found[0]
 
 
 def wait_whole(cluster: LocalCluster) -> None:

@@ -374,13 +374,13 @@ class EncodeService(Service[SendingManager, int, Room]):
         self._end(request.req, "aborted" if isinstance(error, Aborted) else "failed")
 
     def _end(self, room: Room, outcome: str) -> None:
-        if self._open.pop(room.number, None) is not None:
-            self.metrics.finished.labels(outcome).inc()
-            if room.trace is not None:
-                room.trace.end(outcome, 0 if room.sender is None else room.sender.sent_bytes)
         if (error := attempt(room.release)) is not None:
             log.error("its memory could not be released", exc_info=error, extra={"room": room.number})
         self._freed.add(room.hold.peak)
+        if self._open.pop(room.number, None) is not None:  # only now: a worker without a request holds nothing
+            self.metrics.finished.labels(outcome).inc()
+            if room.trace is not None:
+                room.trace.end(outcome, 0 if room.sender is None else room.sender.sent_bytes)
         self._wake.set()  # the encoder thread returns the memory, if it has nothing else to do
         self._idle.notify_all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ from embferry.serve.config import Settings
 from embferry.serve.errors import CODES, ServeError
 from embferry.serve.http.backends import Backends
 from embferry.serve.http.body import Pace, read_body
-from embferry.serve.http.disconnect import run_until_disconnect
+from embferry.serve.http.disconnect import before_end, run_until_disconnect
 from embferry.serve.http.encoding import unpacked
 from embferry.serve.http.errors import error_response
 from embferry.serve.http.journal import current_record
@@ -130,12 +131,21 @@ class ChatEndpoint(ABC, Generic[B]):
         metrics, client = self.fleet.metrics, scope.setdefault("state", {}).get("client", "")
         with (
             self.fleet.journal.request(scope["path"], scope["headers"]) as record,
-            metrics.in_flight.track_inprogress(),
-            metrics.seconds.time(),
-            self.fleet.budget.hold(client=client) as hold,
+            contextlib.ExitStack() as held,
             acting_for(client),
         ):
-            response = ClientResponse(send)
+            held.enter_context(metrics.in_flight.track_inprogress())
+            held.enter_context(metrics.seconds.time())
+            hold = held.enter_context(self.fleet.budget.hold(client=client))
+            is_complete = False
+
+            def complete() -> None:
+                nonlocal is_complete
+                is_complete = True
+                record.end(response.facts.get("outcome") or "answered")
+                held.close()
+
+            response = ClientResponse(before_end(send, complete))
             scope["state"]["facts"] = response.facts
             response.facts["number"] = record.number
             if record.trace is not None:
@@ -158,10 +168,8 @@ class ChatEndpoint(ABC, Generic[B]):
 
             await self.respond(read(), response)
             if incoming is not None:
-                await run_until_disconnect(
-                    self.respond(self.answer(incoming, scope, response), response), receive, client_left
-                )
-            record.end(response.facts.get("outcome") or "answered" if response.started else "client left")
+                work = self.respond(self.answer(incoming, scope, response), response)
+                await run_until_disconnect(work, receive, client_left, lambda: is_complete)
 
     async def respond(self, work: Coroutine[Any, Any, None], response: ClientResponse) -> None:
         """Awaits a part of the work within the time that is left, and reports its failure."""

@@ -19,6 +19,7 @@ from embferry.protocol.text import printable
 from embferry.serve.errors import ServeError
 from embferry.serve.http.clients import Clients
 from embferry.serve.http.connections import caller_of
+from embferry.serve.http.disconnect import before_end
 from embferry.serve.http.errors import error_response
 from embferry.serve.http.heads import UnambiguousHeads
 from embferry.trust.occasions import Occasions
@@ -40,9 +41,10 @@ class Edge:
     """ASGI middleware.
 
     Sets ``scope["state"]["request_id"]`` to the client's ``X-Request-Id``, or to a new id if the client sent none or an
-    unacceptable one. The line says at the end of the request whose it was and how it went, with what the application
-    has added to ``scope["state"]["facts"]``. Of the refusals with 503, which an overload makes by the thousand, one a
-    minute has a line, with the number ``more`` of those since the last one.
+    unacceptable one. The line says at the end of the request, before the last part of the response goes out, whose it
+    was and how it went, with what the application has added to ``scope["state"]["facts"]``. Of the refusals with 503,
+    which an overload makes by the thousand, one a minute has a line, with the number ``more`` of those since the last
+    one.
 
     Args:
         app: the application behind.
@@ -79,22 +81,24 @@ class Edge:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        with about(request_id=request_id):
-            try:
-                await self._unambiguous(scope, receive, send_with_id)
-            finally:
-                path = scope["path"] if scope["path"] in self._paths else "other"
-                self._requests.labels(path, status).inc()
-                facts: dict[str, Any] = {"method": scope["method"], "path": scope["path"], "status": status}
-                facts["seconds"] = round(time.monotonic() - started, 3)
-                facts["client"] = scope["state"].get("client") or f"address {caller_of(scope)}"
-                facts |= scope["state"].get("facts", {})
-                is_told = path not in _POLLED
-                if is_told and status == 503:
-                    count = self._refusals.count("503")
-                    is_told = count is not None
-                    facts |= {"more": count} if count else {}
-                log.log(logging.INFO if is_told else logging.DEBUG, "request", extra=facts | {"short": _short(facts)})
+        with about(request_id=request_id), contextlib.ExitStack() as ending:
+            ending.callback(lambda: self._note(scope, status, started))
+            await self._unambiguous(scope, receive, before_end(send_with_id, ending.close))
+
+    def _note(self, scope: Scope, status: int, started: float) -> None:
+        """Counts a request that has ended, and logs its line."""
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        self._requests.labels(path, status).inc()
+        facts: dict[str, Any] = {"method": scope["method"], "path": scope["path"], "status": status}
+        facts["seconds"] = round(time.monotonic() - started, 3)
+        facts["client"] = scope["state"].get("client") or f"address {caller_of(scope)}"
+        facts |= scope["state"].get("facts", {})
+        is_told = path not in _POLLED
+        if is_told and status == 503:
+            count = self._refusals.count("503")
+            is_told = count is not None
+            facts |= {"more": count} if count else {}
+        log.log(logging.INFO if is_told else logging.DEBUG, "request", extra=facts | {"short": _short(facts)})
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request within its client's limits."""
@@ -110,7 +114,7 @@ class Edge:
                     response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)
                 return
-            await self._app(scope, self._clients.counted(client, receive), send)
+            await self._app(scope, self._clients.counted(client, receive), before_end(send, held.close))
 
 
 def _short(facts: Mapping[str, Any]) -> str:

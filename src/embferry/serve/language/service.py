@@ -159,8 +159,8 @@ class LanguageService(Service[ReceivingManager, str, Job]):
     def _deliver(self, job: Job, event: Event, deliver: Callable[[Event], None]) -> None:
         if isinstance(event, ServeError) or event["type"] == "end":
             with self._idle:
-                self._open.pop(job.id, None)
                 job.hold.release()
+                self._open.pop(job.id, None)  # only now: a worker without a request holds nothing
                 self._idle.notify_all()
             if job.trace is not None:
                 job.end_trace(event)

@@ -136,7 +136,8 @@ class Fleet(Backends[RouterMetrics]):
 
     def missing(self) -> list[str]:
         is_stale = self._last_list is None or time.monotonic() - self._last_list > self._source.stale_seconds
-        problems = [self._trouble] if is_stale else []
+        late = f"{self._source.address} has sent no list for {self._source.stale_seconds:g} s"  # and no error so far
+        problems = [self._trouble or late] if is_stale else []
         return problems + [self._source.absence(role) for role in ROLES if not self._with_role(role)]
 
     def counts(self) -> dict[str, int]:
