@@ -79,8 +79,7 @@ class KeptFolder:
                 self._make_room(folder, head.size)
                 return self._make(folder, head)
         except (OSError, ValueError) as error:
-            self.unkept += 1
-            self._failed(error)
+            self._failed(error, unkept=1)
             return None
 
     def take(self, content_digest: bytes, total_tokens: int) -> KeptFile | None:
@@ -206,9 +205,10 @@ class KeptFolder:
                 text = "what a killed process had received is dropped (%s): %s%s"
                 log.warning(text, name, why, more(count))
 
-    def _failed(self, error: Exception) -> None:
-        """Logs an error of the folder."""
+    def _failed(self, error: Exception, unkept: int = 0) -> None:
+        """Logs an error of the folder, and counts the embeddings that are not kept because of it."""
         with self._lock:
+            self.unkept += unkept
             if (count := self._occasions.count("unkept")) is not None:
                 text = "embeddings that arrive are not kept for the case that this process is killed: %s%s"
                 log.warning(text, shown(error), more(count))
