@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -113,17 +114,16 @@ def a_file_that_is_gone_before_it_is_locked_is_not_taken(place: Path) -> None:
     other = left_by_a_killed_one(place).rename(place.parent / "other")
     for away in (Path.unlink, lambda path: path.rename(f"{path}"[:-1] + "1"), other.replace):
         path = left_by_a_killed_one(place)
-        lock = file_module.fcntl.flock
-
-        def late(fd: int, how: int, path: Path = path, away: Callable[[Path], object] = away) -> None:
-            if path.exists():
-                away(path)
-            lock(fd, how)
-
+        late = partial(_away_then_locked, file_module.fcntl.flock, partial(away, path))
         with patch.object(file_module.fcntl, "flock", late):
             assert taken(place) is None
         for name in names(place):
             (place / name).unlink()
+
+
+def _away_then_locked(lock: Callable[[int, int], None], away: Callable[[], object], fd: int, how: int) -> None:
+    away()
+    lock(fd, how)
 
 
 # How often, and how many

@@ -29,7 +29,9 @@ OTHERS = (
 def chunks(draw: st.DrawFn) -> list[Record]:
     """Draws chunks of one embedding in the order of their arrival."""
     cuts = sorted(draw(st.sets(st.integers(1, TOTAL - 1), max_size=8)))
-    found = [Record(a, b - a, draw(st.binary(min_size=8, max_size=8))) for a, b in itertools.pairwise([0, *cuts, TOTAL])]
+    found = [
+        Record(a, b - a, draw(st.binary(min_size=8, max_size=8))) for a, b in itertools.pairwise([0, *cuts, TOTAL])
+    ]
     return draw(st.permutations(found))
 
 

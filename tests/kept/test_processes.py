@@ -1,4 +1,4 @@
-"""Processes that receive, and that are killed in the middle: the next one on the host goes on where the last one was."""
+"""Processes that are killed while they receive: the next one on the host goes on where the last one was."""
 
 from __future__ import annotations
 

@@ -43,10 +43,10 @@ def test_an_embedding_lies_in_a_file_while_it_arrives_and_no_longer(pair: Pair, 
     rows, sink = embedding(TOKENS), KeptSink(worker(place))
     receiver = pair.receiver(7, sink)
     receiver.init()
-    sender = pair.sender(7, rows, ready=TOKENS // 2)
+    sender = pair.sender(7, rows, ready=16)
     pair_changed = threading.Event()
     receiver.wake_on_change(pair_changed.set)
-    while receiver.transferred_tokens < TOKENS // 2:
+    while receiver.transferred_tokens < 16:
         assert pair_changed.wait(SECONDS)
         pair_changed.clear()
     assert len(names(place)) == 1

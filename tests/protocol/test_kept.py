@@ -123,7 +123,9 @@ def test_messages_of_another_peer_do_not_count_for_kept_tokens() -> None:
         (4, b"d", ((2, 2),)),
     ],
 )
-def test_what_no_sender_announces_cannot_be_kept(total: int, digest: bytes, ranges: tuple[tuple[int, int], ...]) -> None:
+def test_what_no_sender_announces_cannot_be_kept(
+    total: int, digest: bytes, ranges: tuple[tuple[int, int], ...]
+) -> None:
     with pytest.raises(LocalProtocolError):
         KeptTokens(total, digest, ranges)
 

@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -138,9 +139,14 @@ def kill_half_way(cluster: LocalCluster) -> tuple[Asking, UndividedAnswer, Proce
             if path is not None and LEAST <= count < total:
                 (killed,) = (view for view in of_role(cluster, "language") if uses(view, path))
                 os.kill(killed.pid, signal.SIGKILL)
-                wait(lambda: named(cluster, killed.name).pid != killed.pid, "the end of the killed one")
+                wait(partial(_is_gone, cluster, killed), "the end of the killed one")
                 return asking, expected, killed, count, seed
         asking.__exit__()  # the transfer was faster than this test
+
+
+def _is_gone(cluster: LocalCluster, view: ProcessView) -> bool:
+    """Returns whether the supervisor has noticed the end of a process."""
+    return named(cluster, view.name).pid != view.pid
 
 
 def kept(cluster: LocalCluster, *but: str) -> float:

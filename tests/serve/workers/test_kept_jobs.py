@@ -51,9 +51,7 @@ def made_by(joined: Joined, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return made
 
 
-def test_an_answer_is_the_same_and_leaves_nothing(
-    joined: Joined, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_is_the_same_and_leaves_nothing(joined: Joined, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = made_by(joined, monkeypatch)
     answer = run(joined.ask(QUESTION, picture(), picture(1)))
     assert answer.tokens == joined.reference(QUESTION, picture(), picture(1))

@@ -25,6 +25,7 @@ from .fault import Trip
 from .place import End, Place, Plant, Strikes
 from .scene import FIRST, SETTINGS, Device, Scene, Transfer, device_sink, until, zeros
 
+
 def kept_sink() -> Sink:
     """Returns a sink with a folder of its own, which goes with it."""
     place = Path("/dev/shm", f"embferry-test-{os.getpid()}-{secrets.token_hex(4)}")

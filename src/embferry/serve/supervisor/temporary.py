@@ -1,8 +1,9 @@
-"""Temporary folders of deployments: of instances of vLLM, which leave sockets and other files behind, and of language
-workers, for embeddings under way.
+"""Temporary folders of deployments.
 
-The supervisor holds a lock on such a folder, and so does the process beside each instance of vLLM, which has a folder of
-its own in there. The last of them removes it, and the next supervisor, if all were killed.
+Instances of vLLM leave sockets and other files behind; language workers have their embeddings under way in one.
+
+The supervisor holds a lock on such a folder, and so does the process beside each instance of vLLM, which has a folder
+of its own in there. The last of them removes it, and the next supervisor, if all were killed.
 """
 
 from __future__ import annotations
