@@ -50,7 +50,6 @@ from embferry.serve.worker.errors import as_serve_error
 from embferry.serve.worker.service import Service
 from embferry.traces.context import TraceContext
 from embferry.transfer.failures import attempt
-from embferry.transfer.handle import ENDED
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -305,11 +304,8 @@ class EncodeService(Service[SendingManager, int, Room]):
                 self._inflight.add(request)
 
     def _encode_next(self, room: Room, sender: SendingEnd) -> bool:
-        """Encodes and sends the next item, unless the transfer has ended. Returns whether more are to follow.
-
-        It may have ended well before anything is encoded: the language worker has kept the whole embedding.
-        """
-        if sender.poll() in ENDED:
+        """Encodes and sends the next item, unless the transfer has ended. Returns whether more are to follow."""
+        if sender.poll() in (KVPoll.Failed, KVPoll.Success):  # success: the language worker has kept all of it
             return False
         if room.waiting:
             item = room.waiting[0]
@@ -323,7 +319,7 @@ class EncodeService(Service[SendingManager, int, Room]):
                 room.trace.item_ends(item)
         sender.send_embedding(*room.encoded)
         room.count_bytes(self.manager.layout.token_bytes)
-        return bool(room.waiting) and sender.poll() not in ENDED
+        return bool(room.waiting) and sender.poll() not in (KVPoll.Failed, KVPoll.Success)
 
     def _encode_item(self, item: PreparedItem, room: Room) -> Embedding:
         if room.trace is not None:
