@@ -34,7 +34,7 @@ class LanguageMetrics(WorkerMetrics):
         self._tokens = counter("embferry_language_transfer_tokens", "Tokens of received embeddings")
         self._kept = counter(
             "embferry_language_kept_tokens",
-            "Tokens of these that killed workers had received: not sent again",
+            "Tokens that a killed worker had received and that were not sent again",
         )
         self._bytes = counter("embferry_language_transfer_bytes", "Bytes of received embeddings", ["transport"])
         self._transfers = counter("embferry_language_transfers", "Transfers of embeddings", ["phase"])
