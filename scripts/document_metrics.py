@@ -71,6 +71,7 @@ def parts() -> dict[str, list[Row]]:
     _watch(encode, Mock(spec=SendManager, control=Mock(spec=SocketControl)))
     _watch(language, Mock(spec=ReceiveManager, control=Mock(spec=SocketControl)))
     SharedCacheMetrics(encode, Mock(spec=FolderStore))
+    language.watch_kept(None)
     return {
         "Router before workers of this project, at `/metrics`": _rows(router),
         "Router before vLLM, at `/metrics`": _rows(vllm),

@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass, field
 
 from embferry.protocol.commands import Deliver, Verify
+from embferry.protocol.kept import KeptTokens
 from embferry.protocol.layout import Field, Layout
 from embferry.protocol.ranges import RangeSet
 from embferry.protocol.receiver import Receiver
@@ -79,6 +80,7 @@ class LanguageEnd:
         consumed: Tokens that the consumer has used.
         best: The transferred tokens at the last check, by content digest.
         peer: The peer's session at the last check.
+        kept: The content of the tokens that it has begun with, as long as they are in use.
     """
 
     room: int
@@ -93,6 +95,14 @@ class LanguageEnd:
     consumed: RangeSet = field(default_factory=RangeSet)
     best: dict[bytes | None, int] = field(default_factory=dict)
     peer: int = 0
+    kept: bytes | None = None
+
+    def has(self) -> KeptTokens | None:
+        """Returns what another process could keep of it; None: nothing."""
+        m = self.machine
+        if m.content_digest is None or not self.delivered:
+            return None
+        return KeptTokens(m.total_tokens, m.content_digest, tuple(self.delivered))
 
     def blocks(self) -> list[int]:
         """Returns every block that the machine counts as its own."""

@@ -66,6 +66,7 @@ def check_announcement(simulation: Simulation, end: LanguageEnd) -> None:
         contents = [e.content.digest for e in simulation.encoders if e.machine.session == m.peer]
         must(contents == [m.content_digest], "the peer has another content than the receiver believes")
         must(m.aux == (), "the peer has announced other values with the length")
+        must(end.kept in (None, m.content_digest), "kept tokens of another content are used")
 
 
 def check_peer(simulation: Simulation, end: LanguageEnd) -> None:

@@ -77,6 +77,7 @@ class TransferStories(RuleBasedStateMachine):
                 "receiver",
                 "restarted encoder",
                 "restarted receiver",
+                "receiver that has kept",
                 "spare encoder",
                 "back",
                 "broken link",
@@ -105,6 +106,10 @@ class TransferStories(RuleBasedStateMachine):
         elif what == "restarted receiver":
             simulation.kill_receiver(receiver)
             simulation.start_receiver(receiver.room, receiver.endpoint)
+        elif what == "receiver that has kept":  # the tokens of the one that it replaces
+            kept = receiver.has()
+            simulation.kill_receiver(receiver)
+            simulation.start_receiver(receiver.room, receiver.endpoint, kept)
         elif what == "spare encoder":  # the first one may still live
             simulation.redirect(
                 receiver, simulation.start_encoder(receiver.room, content, f"spare {simulation.steps}").address

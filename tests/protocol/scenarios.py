@@ -5,8 +5,10 @@ Each breaks no invariant with its guard and breaks one without it.
 
 from __future__ import annotations
 
+from embferry.protocol.kept import KeptTokens
 from embferry.protocol.messages import Abort, Drain, Drained, Grant, Offer, Open, Progress, Written
 
+from .ends import Content
 from .faults import lie
 from .script import ROOM, Script
 
@@ -170,6 +172,27 @@ def successor_has_another_embedding() -> Script:
     return s
 
 
+def kept_tokens_are_of_another_embedding() -> Script:
+    """A receiver begins with tokens of another embedding of the same length, which a killed process had received."""
+    s = Script(total=4, num_blocks=2)
+    s.restart_receiver(KeptTokens(4, Content(2, 4).digest, ((0, 2),)))
+    s.handshake()
+    return s
+
+
+def kept_tokens_are_of_an_earlier_peer() -> Script:
+    """A process is killed with half of an embedding. Its sender is replaced by one that has another of that length."""
+    s = Script(total=4, num_blocks=2)
+    s.handshake()
+    s.arrives(Grant)
+    s.chunk_arrives()
+    s.start_encoder(ROOM, Content(2, 4)).produce(4)
+    s.restart_receiver(s.receiver.has())
+    s.revoke()
+    s.handshake()
+    return s
+
+
 def offer_changes_its_length() -> Script:
     """A byte of a repeated offer is damaged: it announces half of the embedding."""
     s = Script(total=4, num_blocks=2)
@@ -289,6 +312,10 @@ SCENARIOS = {
     "may_release": (writer_outlives_its_link,),
     "content_is_known": (successor_has_not_said_what_it_has,),
     "same_announcement": (offer_changes_its_length,),
-    "same_content": (successor_has_another_embedding,),
+    "same_content": (
+        successor_has_another_embedding,
+        kept_tokens_are_of_another_embedding,
+        kept_tokens_are_of_an_earlier_peer,
+    ),
 }
 """By guard: the scenarios that break an invariant without it."""

@@ -7,6 +7,7 @@ import dataclasses
 import msgspec
 
 from embferry.protocol.errors import Aborted
+from embferry.protocol.kept import KeptTokens
 from embferry.protocol.messages import Body, Offer, Open, Written, decode, encode
 
 from .ends import Content, EncodeEnd, LanguageEnd
@@ -118,6 +119,13 @@ class Script(Simulation):
         self.loses(Offer)
         self.redirect(self.receiver, self.receiver.endpoint)
         self.handshake()
+
+    def restart_receiver(self, kept: KeptTokens | None) -> None:
+        """Kills the receiver. Another one opens the room, and begins with tokens that are kept."""
+        self.kill_receiver(self.receiver)
+        self.loses(Open)
+        self.loses(Offer)
+        self.start_receiver(ROOM, kept=kept)
 
     def abort_receiver(self) -> None:
         """The receiver aborts."""

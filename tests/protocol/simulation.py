@@ -28,6 +28,7 @@ from embferry.protocol.commands import (
     Write,
 )
 from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.protocol.kept import KeptTokens
 from embferry.protocol.layout import Geometry
 from embferry.protocol.messages import Body, Frame, Open, Pending, TransportAddress, Unknown, decode, encode
 from embferry.protocol.ranges import RangeSet
@@ -120,10 +121,13 @@ class Simulation:
         self.run()
         return end
 
-    def start_receiver(self, room: int, endpoint: str = "") -> LanguageEnd:
+    def start_receiver(self, room: int, endpoint: str = "", kept: KeptTokens | None = None) -> LanguageEnd:
         transports = tuple(TransportAddress(n, n.encode()) for n in TRANSPORTS if n not in self.lost_here)
-        machine = Receiver(room, next(self._sessions), self.geometry, LANGUAGE, transports, self.settings, self.now)
+        common = self.geometry, LANGUAGE, transports, self.settings, self.now
+        machine = Receiver(room, next(self._sessions), *common, kept=kept)
         end = LanguageEnd(room, endpoint or f"encode {room}", machine)
+        if kept is not None:
+            end.kept, end.delivered, end.consumed = kept.content_digest, kept.verified(), kept.verified()
         self.receivers.append(end)
         self.admission.register(machine)
         self.run()
@@ -344,7 +348,7 @@ class Simulation:
             case Restart():
                 must(not end.machine.committed, "tokens that were used are discarded")
                 end.queue.clear()
-                end.delivered = RangeSet()
+                end.kept, end.delivered, end.consumed = None, RangeSet(), RangeSet()
 
     def _allocate(self) -> bool:
         waiting = [e for e in self.living_receivers() if e.machine.wanted(self.now) is not None]

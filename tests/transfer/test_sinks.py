@@ -40,6 +40,7 @@ class Owner:
         self.gone.append((epoch, offset))
 
     committed = False
+    content_digest = b"digest"
 
     def commit(self) -> bool:
         self.committed = True

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from . import guards
 from .errors import RemoteProtocolError
+from .kept import KeptTokens
 from .layout import merged
 from .messages import Grant
 from .ranges import RangeSet
@@ -77,13 +78,17 @@ Key = tuple[int, int]
 
 
 class Ledger:
-    """All blocks and tokens of one transfer. Iterating yields the outstanding grants, epochs ascending."""
+    """All blocks and tokens of one transfer. Iterating yields the outstanding grants, epochs ascending.
 
-    def __init__(self) -> None:
+    Args:
+        kept: Tokens that are verified already. They lie in no block.
+    """
+
+    def __init__(self, kept: KeptTokens | None = None) -> None:
         self.grants: dict[int, OutstandingGrant] = {}
         self.checking: dict[Key, Check] = {}
         self.held: dict[Key, tuple[int, ...]] = {}  # verified, in use by the consumer
-        self.verified = RangeSet()
+        self.verified = RangeSet() if kept is None else kept.verified()
         self.next_epoch = 1  # one past the last epoch used
         self.open_runs = 0  # of adjacent blocks, in the outstanding grants
 

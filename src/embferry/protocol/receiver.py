@@ -28,6 +28,7 @@ from .errors import (
 )
 from .failover import Failover
 from .history import History
+from .kept import KeptTokens
 from .layout import Geometry, merged
 from .ledger import Check, Ledger, OutstandingGrant
 from .messages import (
@@ -73,6 +74,7 @@ class Receiver:
         max_tokens: Tokens that the caller has room for. A longer embedding fails the transfer with
             :class:`~.errors.CapacityError` before anything is granted. None: ``max_embedding_bytes`` alone limits it.
         offer_timeout: Seconds that the first peer, if it answers, may take to offer. None: ``bootstrap_timeout``.
+        kept: Tokens that are here already. They count only if the content that is offered is the same.
 
     Raises:
         LocalProtocolError: The room, the session, the endpoint, a transport or ``max_tokens`` is out of bounds.
@@ -105,6 +107,7 @@ class Receiver:
         *,
         max_tokens: int | None = None,
         offer_timeout: float | None = None,
+        kept: KeptTokens | None = None,
     ) -> None:
         self.room = as_integer("room", room, 0, MAX_ID)
         self.session = as_integer("session", session, 1, MAX_ID, room=self.room)
@@ -115,10 +118,10 @@ class Receiver:
         self.phase = Phase.BOOTSTRAPPING
         self.error: EmbeddingTransferError | None = None
         self.peer, self.transport, self.address = 0, "", b""
-        self.total_tokens = -1
-        self.content_digest: bytes | None = None
+        self.total_tokens = -1 if kept is None else kept.total_tokens
+        self.content_digest = None if kept is None else kept.content_digest
         self.aux: tuple[int, ...] = ()
-        self.announcements, self.ledger, self.history = Announcements(), Ledger(), History()
+        self.announcements, self.ledger, self.history = Announcements(), Ledger(kept), History()
         self.committed = self.offered = self.peer_knows = False
         self.generation = self.transfers = 0
         self.retry_policy = RetryPolicy(settings, now)
@@ -337,7 +340,7 @@ class Receiver:
         if not guards.from_current_peer(source, self.peer):
             return
         self.heard_at = now
-        match body:
+        match body:  # Pending is only a sign of life; messages from receivers to senders do not concern this end
             case Written():
                 self._written(body)
             case WriteFailed():
@@ -348,8 +351,6 @@ class Receiver:
                 self.peer_knows = self.phase in TERMINAL
             case Abort():
                 self._peer_failed(body.error, now, tell=False)
-            case _:
-                pass  # Pending is only a sign of life; messages from receivers to senders do not concern this end
 
     def _offered(self, source: int, offer: Offer, now: float) -> None:
         is_foreign = self.peer and not guards.from_current_peer(source, self.peer)
@@ -535,9 +536,7 @@ class Receiver:
 
     def _outcome(self) -> Confirm | Abort:
         """Returns the message that tells the sender how the transfer ended."""
-        if self.error is None:
-            return Confirm(self.room, self.total_tokens)
-        return Abort.because_of(self.error, self.room)
+        return Confirm(self.room, self.total_tokens) if self.error is None else Abort.because_of(self.error, self.room)
 
     # Output
 

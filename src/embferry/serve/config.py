@@ -251,6 +251,13 @@ class LanguageSettings(Section):
     """Tokens of a prefill step. Affects rounding: compare results only at the same value."""
     max_new_tokens: Positive = 1024
     """Tokens of an answer."""
+    kept_folder: Path | None = None
+    """Folder in memory, such as `/dev/shm/embferry`, that the language workers of a deployment on one host share.
+    Embeddings lie there while they arrive; what has arrived at a worker that is killed need not be sent again.
+    `embferry serve` makes a folder of its own if unset; other workers then use ordinary memory."""
+    kept_bytes: Annotated[int, Field(ge=0)] = 1024 * MIB
+    """Bytes there of embeddings whose worker was killed; the least recently used make room for others. 0: embeddings
+    arrive in ordinary memory."""
 
     @property
     def prompt_characters(self) -> int:

@@ -255,6 +255,16 @@ class EmbeddingReceiver(Handle):
         return self._record.verified_tokens
 
     @property
+    def kept_tokens(self) -> int:
+        """Tokens that the sink had before, and that the sender need not send; 0 before it has announced its content."""
+        machine, kept = self._record.machine, self._record.kept
+        with self.manager.lock:
+            if machine is None or kept is None or not machine.announcements:
+                return 0
+            is_same = (machine.total_tokens, machine.content_digest) == (kept.total_tokens, kept.content_digest)
+            return kept.verified().size if is_same else 0
+
+    @property
     def current_allocation(self) -> MetadataAllocation | None:
         """The blocks of the latest grant."""
         return self._record.latest
@@ -313,14 +323,21 @@ class _SinkOwner:
         return self._manager.buffers
 
     @property
+    def content_digest(self) -> bytes:
+        with self._manager.lock:
+            machine = self._record.machine
+            return b"" if machine is None else machine.content_digest or b""
+
+    @property
     def lock(self) -> AbstractContextManager[object]:
         return self._record.sink_lock
 
     def commit(self) -> bool:
         with self._manager.lock:
-            if self._record.restarts or self._record.machine is None:
-                return False
-            self._record.machine.committed = self.committed = True
+            machine = self._record.machine
+            if self._record.restarts or machine is None or not machine.announcements:
+                return False  # of tokens that were here before, it is not known yet whether they are still the content
+            machine.committed = self.committed = True
             return True
 
     def consumed(self, epoch: int, offset: int) -> None:

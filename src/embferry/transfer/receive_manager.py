@@ -144,6 +144,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             *(record.room, session, self.geometry, record.name, self.addresses, *settings),
             max_tokens=record.max_tokens,
             offer_timeout=record.offer_timeout,
+            kept=record.kept,
         )
         record.allocation = allocation
         self._records_by_session[session] = record

@@ -11,6 +11,7 @@ from embferry.memory.blocks import MetadataAllocation
 from embferry.protocol.arguments import as_integer, as_seconds, as_text
 from embferry.protocol.commands import Deliver, Restart, Verify
 from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.kept import KeptTokens
 from embferry.protocol.messages import MAX_ENDPOINT, MAX_ID, MAX_TOKENS
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import KVPoll, Phase
@@ -45,6 +46,7 @@ class ReceiveRecord:
         max_tokens: Tokens that the caller has room for, or None.
         name: The name under which this end introduces itself.
         offer_timeout: Seconds for which an encode worker that answers may take to open the room, or None.
+        kept: Tokens that the sink had when the transfer was opened, or None.
         machine: The state machine; None until the embedding is asked for.
         end: What the user holds.
         source: The session of the encode worker that was last heard; 0: none yet.
@@ -70,6 +72,7 @@ class ReceiveRecord:
     max_tokens: int | None
     name: str
     offer_timeout: float | None
+    kept: KeptTokens | None
     machine: Receiver | None = None
     end: Handle = field(init=False)
     source: int = 0
@@ -114,7 +117,8 @@ class ReceiveRecord:
         if offer_timeout is not None:
             offer_timeout = as_seconds("offer_timeout", offer_timeout, room=room)
         name = as_text("name", name, MAX_ENDPOINT, room=room)
-        return cls(room, endpoint, check_sink(sink, room), failover_timeout, max_tokens, name, offer_timeout)
+        sink = check_sink(sink, room)
+        return cls(room, endpoint, sink, failover_timeout, max_tokens, name, offer_timeout, sink.kept)
 
     @property
     def error(self) -> EmbeddingTransferError | None:

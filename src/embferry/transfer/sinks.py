@@ -15,6 +15,8 @@ from embferry.memory.blocks import blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers, checksum
 from embferry.protocol.commands import Deliver, Verify
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, shown
+from embferry.protocol.kept import KeptTokens
+from embferry.protocol.layout import Layout
 
 from .fields import Array
 
@@ -29,6 +31,11 @@ class Owner(Protocol):
 
     @property
     def buffers(self) -> MultimodalDataBuffers: ...
+
+    @property
+    def content_digest(self) -> bytes:
+        """The digest that the sender has announced; empty before it has."""
+        ...
 
     @property
     def lock(self) -> AbstractContextManager[object]:
@@ -66,6 +73,14 @@ class Sink(ABC):
     @property
     def buffers(self) -> MultimodalDataBuffers:
         return self.owner.buffers
+
+    @property
+    def kept(self) -> KeptTokens | None:
+        """Tokens that the sink has before its transfer begins. Read once, by the thread that opens the transfer.
+
+        They are not sent again if the sender offers the same content; otherwise :meth:`restart` is called.
+        """
+        return None
 
     @property
     def is_complete(self) -> bool:
@@ -229,7 +244,12 @@ class GatherSink(Sink):
             raise LocalProtocolError(
                 f"make() returned arrays for {', '.join(wrong)} that are not contiguous uint8 of {total_tokens} tokens"
             )
-        return {field.name: np.empty((total_tokens, field.token_bytes), np.uint8) for field in fields}
+        return plain_arrays(self.buffers.geometry.layout, total_tokens)
+
+
+def plain_arrays(layout: Layout, total_tokens: int) -> dict[str, Array]:
+    """Returns arrays to gather into, in ordinary memory."""
+    return {field.name: np.empty((total_tokens, field.token_bytes), np.uint8) for field in layout.fields}
 
 
 def _fits(array: Array | None, shape: tuple[int, int]) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +15,8 @@ import numpy as np
 import pytest
 
 from embferry import Checksums, ChunkSink, DeviceSink, GatherSink, Sink
+from embferry.kept.folder import KeptFolder
+from embferry.kept.sink import KeptSink
 from embferry.memory import buffers
 from embferry.transfer import sinks, writer
 
@@ -18,11 +25,21 @@ from .fault import Trip
 from .place import End, Place, Plant, Strikes
 from .scene import FIRST, SETTINGS, Device, Scene, Transfer, device_sink, until, zeros
 
+
+def kept_sink() -> Sink:
+    """Returns a sink with a folder of its own, which goes with it."""
+    place = Path("/dev/shm", f"embferry-test-{os.getpid()}-{secrets.token_hex(4)}")
+    sink = KeptSink(KeptFolder(place, 1 << 30, LAYOUT))
+    weakref.finalize(sink, shutil.rmtree, place, ignore_errors=True)
+    return sink
+
+
 SINKS: dict[str, Callable[[], Sink]] = {
     "gather": GatherSink,
     "gather in place": lambda: GatherSink(in_place=True),
     "gather into": lambda: GatherSink(make=zeros),
     "device": device_sink,
+    "kept": kept_sink,
     "chunks": ChunkSink,
 }
 
@@ -185,7 +202,7 @@ SINK_PLACES = (
         for kind in SINKS
         for name in ("granted", "verify", "deliver", "needs_preparation")
     ),
-    *(Place(f"{kind}.prepare", _method(SINKS[kind], "prepare")) for kind in ("gather into", "device")),
+    *(Place(f"{kind}.prepare", _method(SINKS[kind], "prepare")) for kind in ("gather into", "device", "kept")),
     *(Place(f"{kind}.verify, within", _step(SINKS[kind])) for kind in SINKS),
     *(Place(f"{kind}.is_complete", _is_complete(SINKS[kind])) for kind in SINKS),
     *(Place(f"{kind}.restart", _restart(SINKS[kind])) for kind in SINKS),

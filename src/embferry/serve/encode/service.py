@@ -304,8 +304,8 @@ class EncodeService(Service[SendingManager, int, Room]):
                 self._inflight.add(request)
 
     def _encode_next(self, room: Room, sender: SendingEnd) -> bool:
-        """Encodes and sends the next item, unless the transfer has failed. Returns whether more are to follow."""
-        if sender.poll() is KVPoll.Failed:
+        """Encodes and sends the next item, unless the transfer has ended. Returns whether more are to follow."""
+        if sender.poll() in (KVPoll.Failed, KVPoll.Success):  # success: the language worker has kept all of it
             return False
         if room.waiting:
             item = room.waiting[0]
@@ -319,7 +319,7 @@ class EncodeService(Service[SendingManager, int, Room]):
                 room.trace.item_ends(item)
         sender.send_embedding(*room.encoded)
         room.count_bytes(self.manager.layout.token_bytes)
-        return bool(room.waiting) and sender.poll() is not KVPoll.Failed
+        return bool(room.waiting) and sender.poll() not in (KVPoll.Failed, KVPoll.Success)
 
     def _encode_item(self, item: PreparedItem, room: Room) -> Embedding:
         if room.trace is not None:

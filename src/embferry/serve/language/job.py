@@ -12,12 +12,14 @@ from typing import Any
 from embferry.disaggregation.queues import ReceivingEnd
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output
+from embferry.kept.sink import KeptSink
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
 from embferry.serve.language.job_trace import JobTrace
 from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.prompting import Built
+from embferry.transfer.receive_handle import EmbeddingReceiver
 
 Event = ServeError | dict[str, Any]
 ACCEPTED: Event = {"type": "accepted"}
@@ -40,6 +42,7 @@ class Job:
         finish_reasons: why each choice has ended, by its number.
         hold: the bytes that the job holds, counted against ``language.max_held_bytes``.
         marks: the time at which the job reached each stage, in monotonic seconds.
+        sink: where the embedding goes; None: to ordinary memory.
         told: the tokens of the embedding of which the caller knows, and the time at which it was told.
         trace: its spans; None unless they are wanted.
     """
@@ -53,6 +56,7 @@ class Job:
     prompt: Prompt | None = None
     finish_reasons: dict[int, str] = field(default_factory=dict)
     receiver: ReceivingEnd | None = None
+    sink: KeptSink | None = None
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})
     told: tuple[int, float] = (0, 0.0)
     trace: JobTrace | None = None
@@ -71,12 +75,16 @@ class Job:
         return round(self.marks[name] - self.marks["submitted"], 6) if name in self.marks else None
 
     def transfer(self) -> dict[str, Any] | None:
-        """Returns the field ``transfer`` of the end event; None without an embedding."""
+        """Returns the field ``transfer`` of the end event; None without an embedding.
+
+        ``kept_tokens``: those that a killed worker had received, and that were not sent again.
+        """
         receiver = self.receiver
         if receiver is None:
             return None
         tokens = receiver.total_embedding_length
-        return {
+        kept = receiver.kept_tokens if isinstance(receiver, EmbeddingReceiver) else 0
+        return ({"kept_tokens": kept} if kept else {}) | {
             "total_tokens": tokens,
             "initial": min(1, receiver.transfers),
             "resumed": max(0, receiver.transfers - 1),
@@ -98,6 +106,7 @@ class Job:
             return None
         self.told = tokens, now
         grants = transfer.pop("initial") + transfer.pop("resumed")
+        transfer.pop("kept_tokens", None)
         event = {"type": "progress", "tokens": tokens, "transfers": grants, **transfer}
         if is_last:
             last = self.marks.get("last_token_here", now)

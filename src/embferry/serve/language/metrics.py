@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from prometheus_client.core import CounterMetricFamily
+
 from embferry.engine.scheduler import Output
+from embferry.kept.folder import KeptFolder
 from embferry.serve.language.job import Job
 from embferry.serve.worker.metrics import WorkerMetrics
 
@@ -29,6 +32,10 @@ class LanguageMetrics(WorkerMetrics):
         last = "Time from request to the last token of the embedding"
         self._seconds = histogram("embferry_language_transfer_seconds", last)
         self._tokens = counter("embferry_language_transfer_tokens", "Tokens of received embeddings")
+        self._kept = counter(
+            "embferry_language_kept_tokens",
+            "Tokens that a killed worker had received and that were not sent again",
+        )
         self._bytes = counter("embferry_language_transfer_bytes", "Bytes of received embeddings", ["transport"])
         self._transfers = counter("embferry_language_transfers", "Transfers of embeddings", ["phase"])
         self._prompt = counter("embferry_language_prompt_tokens", "Tokens of answered prompts")
@@ -37,12 +44,27 @@ class LanguageMetrics(WorkerMetrics):
         blocks = "Blocks of the receive pool by state"
         self.reading("embferry_language_pool_blocks", blocks, "state", pool)
 
+    def watch_kept(self, folder: KeptFolder | None) -> None:
+        """Adds the counters of the folder for embeddings under way; None: there is none."""
+
+        def dropped() -> dict[str, float]:
+            return {} if folder is None else {reason: float(count) for reason, count in folder.dropped.items()}
+
+        def unkept() -> dict[str, float]:
+            return {"": 0.0 if folder is None else float(folder.unkept)}
+
+        about = "Embeddings that killed workers had received in part, and that were dropped"
+        self.reading("embferry_language_kept_dropped", about, "reason", dropped, CounterMetricFamily)
+        about = "Embeddings received into ordinary memory because of an error or lack of room: a kill would lose them"
+        self.reading("embferry_language_unkept", about, "", unkept, CounterMetricFamily)
+
     def transferred(self, job: Job) -> None:
         """Counts an embedding that has arrived completely."""
         transfer = job.transfer()
         if transfer is not None:
             self._seconds.observe(job.seconds_to("transferred") or 0.0)
             self._tokens.inc(transfer["total_tokens"])
+            self._kept.inc(transfer.get("kept_tokens", 0))
             self._bytes.labels(transfer["transport"]).inc(transfer["bytes"])
             for phase in ("initial", "resumed"):
                 self._transfers.labels(phase).inc(transfer[phase])

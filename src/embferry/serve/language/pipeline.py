@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, ParamSpec
 
@@ -21,14 +22,16 @@ from embferry.disaggregation.multimodal_language import (
 from embferry.disaggregation.queues import ReceivingEnd
 from embferry.disaggregation.wires import ReceivingManager
 from embferry.engine.language import LanguageModel
-from embferry.engine.prompt import Prompt
+from embferry.engine.prompt import Prompt, stream_digest
 from embferry.engine.scheduler import EmbeddingSource, Output, Request, Scheduler
+from embferry.kept.folder import KeptFolder
+from embferry.kept.sink import KeptSink
 from embferry.protocol.errors import Aborted, EmbeddingTransferError
-from embferry.serve.config import Settings
+from embferry.serve.config import LanguageSettings, Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.language.job import ACCEPTED, Job
 from embferry.serve.language.metrics import LanguageMetrics
-from embferry.serve.language.prompting import PromptThreads
+from embferry.serve.language.prompting import Built, PromptThreads
 from embferry.serve.language.transfer_source import TransferSource
 from embferry.serve.worker.errors import as_serve_error
 from embferry.transfer.failures import attempt
@@ -56,6 +59,8 @@ class JobPipeline:
         self.prompts = PromptThreads(model.prompts, model.grammars, limits, settings.threads)
         self.prealloc_queue = MultimodalLanguagePreallocQueue(self._on_failure)
         self.transfer_queue = MultimodalLanguageTransferQueue(self._on_failure)
+        self.kept = _kept_folder(limits, manager)
+        metrics.watch_kept(self.kept)
         self.jobs: dict[str, Job] = {}
 
     def guard(self, job: Job, call: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> None:
@@ -71,7 +76,13 @@ class JobPipeline:
             built: called on any thread, when :meth:`accept` can be called.
         """
         self.jobs[job.id] = job
-        job.building = self.prompts.submit(job.request, lambda _: built())
+
+        def done(building: Future[Built]) -> None:
+            if (error := attempt(self._take_kept, job, building)) is not None:
+                log.error("what a killed worker has kept could not be looked for", exc_info=error)
+            built()
+
+        job.building = self.prompts.submit(job.request, done)
 
     def accept(self, job: Job, wake: Callable[[], None]) -> None:
         """Takes the prompt and opens the transfer, then delivers ``ACCEPTED``. Does nothing if the job has ended.
@@ -85,6 +96,8 @@ class JobPipeline:
             Exception: the request is bad, or the transfer cannot begin.
         """
         if job.id not in self.jobs or job.building is None:
+            if job.sink is not None:
+                job.sink.drop()
             return
         job.built = job.building.result()
         job.prompt = job.built.prompt
@@ -97,6 +110,14 @@ class JobPipeline:
             self._schedule(job, job.prompt)
         job.deliver(ACCEPTED)
 
+    def _take_kept(self, job: Job, building: Future[Built]) -> None:
+        """Makes the sink of a job, with what a killed worker on this host had received. On the thread of the prompt."""
+        if self.kept is None or building.cancelled() or building.exception() is not None:
+            return
+        total = building.result().prompt.num_visual
+        digest = stream_digest([shape.digest for shape in job.request.shapes])
+        job.sink = KeptSink(self.kept, self.kept.take(digest, total) if total and digest else None)
+
     def _receives(self, prompt: Prompt) -> bool:
         """Returns whether the job needs an embedding from elsewhere."""
         return prompt.num_visual > 0
@@ -107,7 +128,13 @@ class JobPipeline:
         assert room is not None, "GenerateRequest checks it"
         assert endpoint is not None, "GenerateRequest checks it"
         assert isinstance(self.manager, ReceiveManager)
-        return self.manager.open(room, endpoint, max_tokens=prompt.num_visual)
+        return self.manager.open(room, endpoint, job.sink, max_tokens=prompt.num_visual)
+
+    def close(self) -> None:
+        """Ends the threads of prompts, and removes the files of embeddings under way. The manager is closed."""
+        self.prompts.close()
+        if self.kept is not None:
+            self.kept.close()
 
     def abort(self, job: Job) -> None:
         """Ends a job. Does nothing if it has ended."""
@@ -214,11 +241,21 @@ class JobPipeline:
         del self.jobs[job.id]
         steps: list[Callable[[], object]] = [partial(self.scheduler.abort, job.id)]
         steps += [partial(queue.abort, job) for queue in (self.prealloc_queue, self.transfer_queue)]
-        steps += [] if job.receiver is None else [job.receiver.clear]
+        if job.receiver is not None:
+            steps.append(job.receiver.clear)
+        elif job.sink is not None:
+            steps.append(job.sink.drop)
         steps += [] if job.building is None else [job.building.cancel]
         for step in steps:
             if (failed := attempt(step)) is not None:
                 log.error("a job could not be removed everywhere", exc_info=failed)
+
+
+def _kept_folder(settings: LanguageSettings, manager: ReceivingManager) -> KeptFolder | None:
+    """Returns the folder for embeddings under way; None if there is to be none."""
+    if settings.kept_folder is None or not settings.kept_bytes or not isinstance(manager, ReceiveManager):
+        return None
+    return KeptFolder(settings.kept_folder, settings.kept_bytes, manager.geometry.layout)
 
 
 def _changed(job: Job, wake: Callable[[], None]) -> None:

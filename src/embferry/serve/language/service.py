@@ -121,7 +121,7 @@ class LanguageService(Service[ReceivingManager, str, Job]):
 
     def close(self) -> None:
         super().close()
-        self._pipeline.prompts.close()
+        self._pipeline.close()
 
     # Called on the engine thread
 

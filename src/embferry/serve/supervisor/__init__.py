@@ -9,7 +9,8 @@
 ``handover``        the pipes between supervisor and child, and the settings on their way
 ``child``           the main module of a child
 ``vllm_child``      the main module of a child that runs ``vllm serve``
-``temporary``       temporary folders of the instances of vLLM
+``temporary``       temporary folders of deployments
+``kept_folder``     the folder in memory that language workers share
 ``descendants``     all that a process has started, and the end of it
 ``serve``           :func:`run`, behind ``embferry serve``
 ``first_question``  the commands that it shows when all is ready

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from embferry.serve.config import Settings
 from embferry.serve.config_base import Section
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.handover import child_program
+from embferry.serve.supervisor.kept_folder import SharedFolder
 from embferry.serve.supervisor.ports import Wanted, wanted_local
 from embferry.serve.supervisor.process import ProcessRole, SupervisedProcess
 
+S = TypeVar("S", bound=Section)
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """The address by which this machine reaches itself, for each "every address" (RFC 6890)."""
 
@@ -42,6 +45,7 @@ class LocalCluster(Cluster):
         super().__init__(settings, workers, timeout, logs=logs, progress=progress)
         self.title = settings.public_model_name
         self._inner = _within_machine(settings)
+        self._kept = SharedFolder(settings.language)
 
     def wanted_ports(self) -> list[Wanted]:
         return list(wanted_local(self.settings, self._inner.host))
@@ -50,6 +54,16 @@ class LocalCluster(Cluster):
     def bootstrap_url(self) -> str:
         """The bootstrap server's URL; empty until it accepts requests."""
         return self.url_of("bootstrap")
+
+    def start(self) -> None:
+        self._kept.make()
+        super().start()
+
+    def stop(self) -> None:
+        try:
+            super().stop()
+        finally:
+            self._kept.remove()
 
     def first(self) -> list[SupervisedProcess]:
         return [self._process("bootstrap")]
@@ -75,13 +89,14 @@ class LocalCluster(Cluster):
             changes["bootstrap_url"] = bootstrap
         if role == "router":
             changes |= {"host": self.settings.host, "advertise_host": self._inner.reachable_host}
-        if role in ("encode", "language"):
-            changes[role] = _numbered(getattr(self.settings, role), "port", number)
+        if role == "encode":
+            changes[role] = _numbered(self.settings.encode, "port", number)
+            changes["transfer"] = _numbered(self.settings.transfer, "http_port", number)
+        elif role == "language":
+            changes[role] = self._kept.given_to(_numbered(self.settings.language, "port", number))
         elif role in first_urls:
             port = urlsplit(first_urls[role]).port
             changes[role] = getattr(self.settings, role).model_copy(update={"port": port})
-        if role == "encode":
-            changes["transfer"] = _numbered(self.settings.transfer, "http_port", number)
         return self._inner.model_copy(update=changes)
 
     def _process(self, role: ProcessRole, number: int | None = None) -> SupervisedProcess:
@@ -89,7 +104,7 @@ class LocalCluster(Cluster):
         return self.process(name, role, lambda: child_program(role, name, self.settings_of(role, number or 0)))
 
 
-def _numbered(section: Section, port: str, number: int) -> Section:
+def _numbered(section: S, port: str, number: int) -> S:
     """Returns the section of one of several workers."""
     first = getattr(section, port)
     return section.model_copy(update={port: first + number}) if first else section

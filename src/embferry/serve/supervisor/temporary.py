@@ -1,7 +1,9 @@
-"""Temporary folders of the instances of vLLM, which leave sockets and other files behind.
+"""Temporary folders of deployments.
 
-The folder of a deployment has one folder for each instance. The supervisor and the process beside each instance hold a
-lock on it. The last of them removes it, and the next supervisor, if all were killed.
+Instances of vLLM leave sockets and other files behind; language workers have their embeddings under way in one.
+
+The supervisor holds a lock on such a folder, and so does the process beside each instance of vLLM, which has a folder
+of its own in there. The last of them removes it, and the next supervisor, if all were killed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ import time
 from pathlib import Path
 
 PREFIX = "embferry-vllm-"
+KEPT_PREFIX = "embferry-kept-"
+ID_BYTES = 4
+MEMORY = Path("/dev/shm")
+"""The file system in memory that Linux has."""
 LOCK = ".in-use"
 MAX_BYTES = 70
 """Bytes of the path of an instance's folder. A Unix socket has 107, of which vLLM needs 37 for the name in there."""
@@ -30,10 +36,17 @@ MIN_AGE_SECONDS = 60.0
 def new_root() -> Path:
     """Returns the path of a folder for a deployment, which :func:`hold` makes: short enough for sockets in there."""
     places = [os.environ.get("VLLM_RPC_BASE_PATH", ""), tempfile.gettempdir(), "/tmp"]
-    name = PREFIX + secrets.token_hex(4)
+    name = PREFIX + secrets.token_hex(ID_BYTES)
     room = MAX_BYTES - NAME_BYTES - len(name) - 1
     fit = [place for place in places if place and len(os.fsencode(place)) <= room and os.access(place, os.W_OK)]
     return Path(fit[0] if fit else tempfile.gettempdir(), name)
+
+
+def new_kept_root() -> Path | None:
+    """Returns the path of a folder in memory for the embeddings of a deployment; None: there is no such memory."""
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return None
+    return MEMORY / (KEPT_PREFIX + secrets.token_hex(ID_BYTES))
 
 
 def hold(root: Path) -> int:
@@ -56,11 +69,12 @@ def remove(folder: Path) -> None:
 
 
 def remove_abandoned(beside: Path) -> None:
-    """Removes the folders of earlier deployments of this user, all of whose processes were killed."""
-    for root in beside.parent.glob(f"{PREFIX}*"):
+    """Removes the folders of earlier deployments of this user, of the same kind, all of whose processes were killed."""
+    prefix = beside.name[: -2 * ID_BYTES]
+    for root in beside.parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             found = root.lstat()
-            is_known = re.fullmatch("[0-9a-f]{8}", root.name.removeprefix(PREFIX)) and not root.is_symlink()
+            is_known = re.fullmatch("[0-9a-f]{8}", root.name.removeprefix(prefix)) and not root.is_symlink()
             if is_known and found.st_uid == os.getuid() and time.time() - found.st_mtime > MIN_AGE_SECONDS:
                 _remove_unheld(root)
 
