@@ -42,6 +42,7 @@ from embferry.bench.serving.workload import LARGEST, Plan, requests  # noqa: E40
 from embferry.cli.main import app  # noqa: E402
 from embferry.plan import comparison, probes  # noqa: E402
 from embferry.plan.advice import Row, carried, verdict  # noqa: E402
+from embferry.plan.capacity import Demands
 from embferry.plan.comparison import Point  # noqa: E402
 from embferry.plan.deployment import Deployment  # noqa: E402
 from embferry.plan.files import read_model  # noqa: E402
@@ -171,7 +172,8 @@ def _row(runs: Sequence[Run], deployment: Deployment, speeds: Speeds) -> Row:
     asked = [comparison.asked_in(run) for run in runs]
     together = pooled([play(one, deployment, speeds) for one in asked])
     rate = runs[0].plan.rate if runs[0].plan is not None else None
-    return Row(deployment, carried(asked[0], deployment, speeds), together, rate or 0.0)
+    demands = Demands.of(asked[0], speeds, is_split=deployment.is_split)
+    return Row(deployment, carried(asked[0], deployment, speeds, demands), together, rate or 0.0)
 
 
 def planned(speeds: Path, plot: Path) -> list[str]:

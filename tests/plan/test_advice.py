@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embferry.plan.advice import Row, advise, fewest, verdict
+from embferry.plan.advice import Row, advise, check_work, fewest, verdict
 from embferry.plan.curve import Curve
 from embferry.plan.deployment import Deployment, arrangements
 from embferry.plan.errors import WorkloadInvalid
 from embferry.plan.outcome import Ended, Outcome
 from embferry.plan.pool import Pool
 from embferry.plan.simulation import play
-from embferry.plan.workload import Workload
+from embferry.plan.workload import Asked, Workload
 
 from .examples import SPEEDS, asked
 
@@ -144,3 +144,25 @@ def test_the_best_of_each_kind_is_in_the_table(devices: int, rate: float, cores:
     assert not any(one.order < advice.best.order for one in advice.rows if one.deployment.is_split is advice.is_worth)
     needed = play(work.asked(), advice.split.deployment, speeds, 4096, advice.pool)
     assert needed.resumes == 0, "the pool that is advised is enough"
+
+
+@pytest.mark.parametrize(
+    ("one", "devices", "words"),
+    [
+        (Asked(0.0, (100,), 100, 64), 64, "--requests 31250: too many to play through 76 times; give [1-9][0-9,]* at"),
+        (Asked(0.0, (10**12,), 100, 1), 2, "a prompt of 1,000,000,000,100 tokens takes too many steps of batch_tokens"),
+    ],
+)
+def test_plays_that_would_take_minutes_are_refused_before_they_begin(one: Asked, devices: int, words: str) -> None:
+    with pytest.raises(WorkloadInvalid, match=words):
+        advise([one] * 31_250, 1.0, SPEEDS, 1, devices=devices)
+
+
+def test_as_many_requests_as_the_error_says_can_be_played() -> None:
+    many, deployments = asked(*[0.0] * 100_000, output_tokens=20), arrangements(40)
+    with pytest.raises(WorkloadInvalid) as refused:
+        check_work(many, deployments, SPEEDS)
+    most = int(str(refused.value.detail).partition("give ")[2].split()[0])
+    check_work(many[:most], deployments, SPEEDS)
+    with pytest.raises(WorkloadInvalid):
+        check_work(many[: most + 1], deployments, SPEEDS)

@@ -97,8 +97,23 @@ def test_a_comparison_says_which_instances_it_has_started() -> None:
         ({"samples": [msgspec.structs.replace(one, error="HTTP 503") for one in run().samples]}, "12 requests failed"),
         ({"samples": [msgspec.structs.replace(one, wrong=True) for one in run().samples]}, "12 requests failed"),
         ({"samples": [msgspec.structs.replace(one, repeated=1) for one in run().samples]}, "knows no caches"),
+        ({"samples": [msgspec.structs.replace(one, ttft=None) for one in run().samples]}, "no time to first token"),
+        ({"samples": [msgspec.structs.replace(one, ttft=0.0) for one in run().samples]}, "no time to first token"),
+        ({"samples": [msgspec.structs.replace(one, output_tokens=1 << 60) for one in run().samples]}, "more than"),
+        ({"samples": [msgspec.structs.replace(one, prompt_tokens=1 << 60) for one in run().samples]}, "more than"),
+        ({"concurrency": -1}, "-1 requests at once"),
+        ({"plan": msgspec.structs.replace(PLAN, requests=10**12)}, "interrupted"),
+        ({"plan": msgspec.structs.replace(PLAN, rate=0.0)}, "is damaged: rate"),
+        ({"plan": msgspec.structs.replace(PLAN, rate=1e-308)}, "is damaged: rate"),
+        ({"plan": msgspec.structs.replace(PLAN, burstiness_cv=1e300)}, "is damaged: coefficient"),
     ],
 )
 def test_runs_that_cannot_be_predicted_are_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ResultsInvalid, match=words):
         asked_in(run(**changes))
+
+
+@pytest.mark.parametrize("duration", [0.0, -1.0, 1e300])
+def test_a_run_that_took_no_time_is_refused(duration: float) -> None:
+    with pytest.raises(ResultsInvalid, match="is damaged: it took"):
+        compared([run(duration=duration)], WHOLE, SPEEDS)

@@ -106,3 +106,113 @@ def test_an_engine_that_tells_its_prefill_is_believed() -> None:
 def test_no_server_is_told() -> None:
     with pytest.raises(MeasuringFailed, match="lists no model"):
         target("http://127.0.0.1:9")
+
+
+def test_a_server_that_counts_more_tokens_than_were_asked_for_is_refused() -> None:
+    """Each would be played through, one step after the other."""
+
+    def answer(request: stub.Request) -> None:
+        request.open()
+        request.event({"choices": [{"index": 0, "delta": {"content": "x"}}]})
+        request.event({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 10**12}})
+        request.event("[DONE]")
+
+    with stub.serving(answer, LISTED) as url, pytest.raises(MeasuringFailed, match="at most 4 tokens has 1,000,000"):
+        target(url).times()
+
+
+def test_a_server_that_counts_a_prompt_of_billions_is_refused() -> None:
+    def answer(request: stub.Request) -> None:
+        request.open()
+        request.event({"choices": [{"index": 0, "delta": {"content": "x"}}]})
+        request.event({"choices": [], "usage": {"prompt_tokens": 10**12, "completion_tokens": 1}})
+        request.event("[DONE]")
+
+    with stub.serving(answer, LISTED) as url, pytest.raises(MeasuringFailed, match="a prompt has 1,000,000,000,000"):
+        target(url).times()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "[1]",
+        '{"choices": {"a": 1}}',
+        '{"choices": ["x"]}',
+        '{"choices": [{"delta": "x"}]}',
+        '{"choices": [{"delta": {"content": 1}}]}',
+        '{"choices": [{"delta": {}, "token_ids": 1}]}',
+        '{"usage": [1]}',
+        '{"sglext": [1]}',
+        '{"sglext": {"output_ids": 1}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_stream_of_another_form_is_told(event: str) -> None:
+    def answer(request: stub.Request) -> None:
+        request.open()
+        request.event(event)
+        request.event("[DONE]")
+
+    with stub.serving(answer, LISTED) as url, pytest.raises(MeasuringFailed, match="a chunk"):
+        target(url).times()
+
+
+def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    from embferry.bench.serving import client
+
+    monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 1 << 20)
+
+    def answer(request: stub.Request) -> None:
+        request.open()
+        while not request.ended.is_set():
+            request.event({"choices": [{"index": 0, "delta": {"content": "x" * 10_000}}]})
+
+    def refusal(request: stub.Request) -> None:
+        while not request.ended.is_set():
+            request.refuse(500, "x" * 10_000)
+
+    for kind in (answer, refusal):
+        with stub.serving(kind, LISTED) as url, pytest.raises(MeasuringFailed, match="more than 1,048,576 bytes"):
+            target(url).times()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "[]",
+        '{"workers": 1}',
+        '{"workers": ["x"]}',
+        '{"workers": [], "requests": {"a": 1}}',
+        '{"workers": [], "requests": [{"phases": [["transfer"]]}]}',
+        '{"workers": [], "requests": [{"phases": [["transfer", "a", "b"]]}]}',
+    ],
+)
+def test_what_is_no_activity_of_a_router_is_an_undivided_engine(told: str) -> None:
+    with stub.serving(lambda request: request.answer([1]), LISTED | {"/activity": told}) as url:
+        assert target(url).deployment == Deployment(0, 1)
+
+
+def test_a_router_with_more_instances_than_can_be_played_is_refused() -> None:
+    many = router(*[ENCODE] * 100, LANGUAGE)
+    with (
+        stub.serving(lambda request: request.answer([1]), many) as url,
+        pytest.raises(MeasuringFailed, match="101 instances"),
+    ):
+        target(url).times()
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-1e300", "x"])
+def test_metrics_without_sense_count_for_nothing(value: str) -> None:
+    documents, count = dict(LISTED), 0
+
+    def answer(request: stub.Request) -> None:
+        nonlocal count
+        count += 1
+        documents["/metrics"] = (
+            f"vllm:request_prefill_time_seconds_sum {value if count % 2 else 0}\n"
+            f"vllm:time_to_first_token_seconds_count {count}\n"
+        )
+        request.answer([5] * request.body["max_tokens"])
+
+    with stub.serving(answer, documents) as url:
+        assert {one.engine for one in target(url).times().texts} <= {None, 0.0}

@@ -20,7 +20,15 @@ def test_what_is_written_is_read_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b'{"encode": 1}', b'{"encode": {"each": 1}, "prefill": {}, "step": {}, "speed": 1}', b"\xff"]
+    "data",
+    [
+        b"",
+        b"[]",
+        b'{"encode": 1}',
+        b'{"encode": {"each": 1}, "prefill": {}, "step": {}, "speed": 1}',
+        b"\xff",
+        b'{"encode": ["' + b"[" * 10**5,
+    ],
 )
 def test_something_else_is_refused(data: bytes) -> None:
     with pytest.raises(SpeedsInvalid, match=r"speeds\.json has no speeds.*--measure"):
@@ -41,6 +49,13 @@ def test_something_else_is_refused(data: bytes) -> None:
         ({"load": 0.0}, "load is 0"),
         ({"batch_tokens": 0}, "batch_tokens is 0"),
         ({"slack": -1}, "slack is -1"),
+        ({"slack": 10**400}, r"slack is 1e\+300"),
+        ({"batch_requests": 10**400}, r"batch_requests is 1e\+300"),
+        ({"encode": Curve(each=1e308)}, r"encode.each is 1e\+308"),
+        ({"encode": Curve(each=1e-308)}, "have to take some time"),
+        ({"bandwidth": 1e-300}, "bandwidth is 1e-300"),
+        ({"cores": 1e-300}, "cores is 1e-300"),
+        ({"split_load": 1e300}, r"split_load is 1e\+300"),
         ({"encode": Curve()}, "have to take some time"),
         ({"prefill": Curve(), "step": Curve()}, "have to take some time"),
     ],

@@ -21,3 +21,27 @@ def test_the_times_are_those_of_the_benchmark(cv: float) -> None:
 def test_a_workload_that_takes_minutes_to_play_is_refused() -> None:
     with pytest.raises(WorkloadInvalid, match="fewer requests"):
         Workload(pictures=(1,), rate=1.0, requests=100_000, output_tokens=1000).check()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"requests": 200_001, "output_tokens": 1}, "--images: at most 200,000"),
+        ({"requests": 30_000, "pictures": (1,) * 1000}, "--images: at most 200,000"),
+        ({"rate": 1e-300}, "--rate: at least 1e-06"),
+        ({"burstiness_cv": 1e9}, "--burstiness-cv: 0, or from 0.001 to 1000"),
+        ({"burstiness_cv": 1e300}, "--burstiness-cv"),
+        ({"burstiness_cv": 1e-300}, "--burstiness-cv"),
+    ],
+)
+def test_a_workload_that_cannot_be_played_is_refused(change: dict[str, object], words: str) -> None:
+    """Too much work, or times that a clock of seconds cannot tell apart."""
+    with pytest.raises(WorkloadInvalid, match=words):
+        Workload(**({"pictures": (1,), "rate": 1.0} | change)).check()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("cv", [0.0, 0.001, 1000.0])
+def test_the_most_and_the_least_even_arrivals_have_times(cv: float, seed: int) -> None:
+    asked = Workload(pictures=(1,), rate=1e-6, burstiness_cv=cv, requests=2, seed=seed).asked()
+    assert all(0 <= one.at <= 2e6 for one in asked)

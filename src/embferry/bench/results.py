@@ -19,6 +19,9 @@ from .machine import Machine
 
 SCHEMA = 2
 
+MAX_FILE_BYTES = 256 << 20
+"""Bytes of the largest file that is read. A run of ten thousand requests has a few megabytes."""
+
 Progress = Callable[[str, int], None]
 """Called with what is being done now, and how many rounds or requests have ended since the last call."""
 
@@ -60,6 +63,20 @@ class Results(msgspec.Struct, kw_only=True, tag_field="benchmark"):
         save(self, path)
 
 
+def read_file(path: Path) -> bytes:
+    """Returns the bytes of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"{path} has more than {MAX_FILE_BYTES:,} bytes")
+    return data
+
+
 R = TypeVar("R", bound=Results)
 
 
@@ -74,8 +91,8 @@ def load(path: Path, kind: type[R]) -> R:
         ValueError: the file has no results of this kind, or was written by another version of this program.
     """
     try:
-        results = msgspec.json.decode(path.read_bytes(), type=kind)
-    except msgspec.DecodeError as error:
+        results = msgspec.json.decode(read_file(path), type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{path} has no results of this benchmark in format {SCHEMA}: {error}") from error
     if results.schema != SCHEMA:
         raise ValueError(f"{path} has results in format {results.schema}; this version reads format {SCHEMA}")

@@ -241,6 +241,7 @@ def _measured(options: dict[str, Any], known: Model, urls: Sequence[str], cores:
         PlanError: an option is wrong, or a deployment does not answer.
     """
     from datetime import UTC, datetime
+    from urllib.parse import urlsplit
 
     from embferry.plan import probes
     from embferry.plan.errors import MeasuringFailed
@@ -259,6 +260,10 @@ def _measured(options: dict[str, Any], known: Model, urls: Sequence[str], cores:
     for url in urls:
         if not url.startswith(("http://", "https://")):
             raise MeasuringFailed(f"{url}: it has to begin with http:// or https://")
+        try:
+            urlsplit(url).port  # noqa: B018 - a number that is no port is an error
+        except ValueError as error:
+            raise MeasuringFailed(f"{url}: {error}") from error
         target = Target(url, known, options["served_model"], extra, options["api_key"], _tell)
         is_split = target.deployment.is_split
         if url == options["measure_split"] and not is_split:
@@ -319,14 +324,16 @@ def _draw(path: Path, advice: Any, workload: Any, found: Speeds, known: Model, p
     """Writes the plot.
 
     Raises:
-        WorkloadInvalid: the file cannot be written.
+        WorkloadInvalid: the file cannot be written, or the plays would take minutes.
     """
     import msgspec
 
     from embferry.plan import plot
+    from embferry.plan.advice import check_work
     from embferry.plan.errors import WorkloadInvalid
     from embferry.plan.simulation import play
 
+    check_work(workload.asked(), [advice.undivided.deployment, advice.split.deployment] * plot.RATES, found)
     most = max(advice.undivided.capacity, advice.split.capacity)
 
     def line(row: Any) -> plot.Line:

@@ -22,6 +22,8 @@ NUMBERS = ("F64", "F32", "F16", "BF16")
 """The types of numbers that weights may have, as safetensors names them."""
 MAX_HEADER_BYTES = 100_000_000
 """The longest header that safetensors reads."""
+MAX_TEXT_BYTES = 1 << 28
+"""Bytes of the largest other file. Tokenizers have a few tens of megabytes."""
 _AGAIN = "download the model again, with all of its files"
 
 
@@ -193,6 +195,8 @@ def _json(path: Path) -> Any:
 
 def _text(path: Path) -> str:
     try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise ValueError(f"{path} has more than {MAX_TEXT_BYTES:,} bytes; download the model again")
         return path.read_text("utf-8")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error

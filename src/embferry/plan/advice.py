@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .capacity import capacity
+from .capacity import Demands
 from .deployment import MOST_DEVICES, Deployment, arrangements
 from .errors import WorkloadInvalid
 from .outcome import Outcome
 from .pool import Pool, enough
-from .simulation import play
+from .simulation import DRAWS, play
 from .speeds import Speeds
 from .workload import Asked
 
@@ -20,6 +20,10 @@ FULL = 0.8
 MARGIN = 0.1
 """Differences below this are not worth more processes, and are within what a plan gets wrong."""
 MOST_SPLITS = 5
+MOST_WORK = 200_000_000
+"""Tokens of answers in all plays together, which take about a minute and a half."""
+PART = 20
+"""Tokens of answers that take as long to play as a request, a picture, or a part of a prompt."""
 AT_ONCE = 100
 """Requests that come at once to find out how many a second instances on shared cores carry."""
 SHARED_DEVICES = 3
@@ -87,13 +91,15 @@ def advise(
         pool: Of each language instance; None for one that is large enough.
 
     Raises:
-        WorkloadInvalid: no number of devices carries the rate.
+        WorkloadInvalid: no number of devices carries the rate, or the plays would take minutes.
     """
     devices = devices if devices is not None else fewest(asked, rate, speeds)
     found = arrangements(devices, shared=speeds.cores is not None)
-    most = {one: carried(asked, one, speeds) for one in found}
+    demands = {kind: Demands.of(asked, speeds, is_split=kind) for kind in (False, True)}
+    most = {one: carried(asked, one, speeds, demands[one.is_split]) for one in found}
     splits = sorted((one for one in found if one.is_split), key=lambda one: -most[one])[:MOST_SPLITS]
     kept = [one for one in found if not one.is_split or one in splits]
+    check_work(asked, kept, speeds)
     rows = tuple(Row(one, most[one], play(asked, one, speeds, token_bytes, pool), rate) for one in kept)
     undivided = min((row for row in rows if not row.deployment.is_split), key=lambda row: row.order)
     split = min((row for row in rows if row.deployment.is_split), key=lambda row: row.order)
@@ -104,13 +110,33 @@ def advise(
     )
 
 
-def carried(asked: Sequence[Asked], deployment: Deployment, speeds: Speeds) -> float:
+def check_work(asked: Sequence[Asked], deployments: Sequence[Deployment], speeds: Speeds) -> None:
+    """Checks that all plays together take a minute or two.
+
+    Raises:
+        WorkloadInvalid: they would take longer; the text says which option to change.
+    """
+    plays = sum(DRAWS if one.encoders > 1 else 1 for one in deployments)
+    steps = sum(
+        one.output_tokens + PART * (1 + len(one.pictures) + one.prompt_tokens // speeds.batch_tokens) for one in asked
+    )
+    if plays * steps <= MOST_WORK:
+        return
+    fewer = len(asked) * MOST_WORK // (plays * steps)
+    if fewer >= 2:
+        raise WorkloadInvalid(f"--requests {len(asked)}: too many to play through {plays} times; give {fewer} at most")
+    raise WorkloadInvalid(
+        f"a prompt of {asked[0].prompt_tokens:,} tokens takes too many steps of batch_tokens ({speeds.batch_tokens})"
+    )
+
+
+def carried(asked: Sequence[Asked], deployment: Deployment, speeds: Speeds, demands: Demands) -> float:
     """Returns the most requests a second that a deployment carries.
 
     On shared cores a slow stage gets only its share of them, however little the others need it to wait. So the bound is
     lowered there to what the deployment does with requests that come all at once.
     """
-    bound = capacity(asked, deployment, speeds)
+    bound = demands.capacity(deployment)
     if speeds.cores is None:
         return bound
     at_once = [msgspec.structs.replace(one, at=0.0) for one in asked[:AT_ONCE]]
@@ -125,8 +151,9 @@ def fewest(asked: Sequence[Asked], rate: float, speeds: Speeds) -> int:
     """
     if speeds.cores is not None:
         return SHARED_DEVICES
+    demands = {kind: Demands.of(asked, speeds, is_split=kind) for kind in (False, True)}
     for devices in range(2, MOST_DEVICES + 1):
-        if any(rate <= FULL * capacity(asked, one, speeds) for one in arrangements(devices)):
+        if any(rate <= FULL * demands[one.is_split].capacity(one) for one in arrangements(devices)):
             return devices
     raise WorkloadInvalid(
         f"--rate {rate:g}: {MOST_DEVICES} devices do not carry it; lower it, or name their number: --devices N"

@@ -8,30 +8,53 @@ stage of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import fmean
+
+import msgspec
 
 from .deployment import Deployment
 from .speeds import Speeds
 from .workload import Asked
 
 
+class Demands(msgspec.Struct, frozen=True):
+    """Seconds that each stage works for a request, on average. They are the same however many instances there are."""
+
+    speeds: Speeds
+    prepare: float
+    encode: float
+    handover: float
+    language: float
+
+    @classmethod
+    def of(cls, asked: Sequence[Asked], speeds: Speeds, *, is_split: bool) -> Demands:
+        """Returns the demands of the requests."""
+        own = speeds.when_split if is_split else speeds
+        prepare, encode, handover = (
+            fmean(sum(curve.at(tokens) for tokens in one.pictures) for one in asked)
+            for curve in (own.prepare, own.encode, own.handover)
+        )
+        return cls(own, prepare, encode, handover, fmean(_language(one, own) for one in asked))
+
+    def capacity(self, deployment: Deployment) -> float:
+        """Returns the most requests a second of a deployment, which is split if these demands are."""
+        speeds, request = self.speeds, self.speeds.request
+        if not deployment.is_split:
+            demands = [(request + self.prepare) / deployment.languages]
+            demands.append((self.encode + self.language) / deployment.languages)
+            work = request + self.prepare + self.encode + self.language
+        else:
+            demands = [self.prepare / deployment.encoders, self.encode / deployment.encoders]
+            demands += [request / deployment.languages, self.language / deployment.languages]
+            work = request + speeds.split_request + self.prepare + self.encode + self.handover + self.language
+        if speeds.cores is not None:
+            demands.append(work * speeds.load / speeds.cores)
+        return 1 / max(demands)
+
+
 def capacity(asked: Sequence[Asked], deployment: Deployment, speeds: Speeds) -> float:
     """Returns the most requests a second, of the mix that is asked."""
-    speeds = speeds.when_split if deployment.is_split else speeds
-    prepare = mean(sum(speeds.prepare.at(tokens) for tokens in one.pictures) for one in asked)
-    encode = mean(sum(speeds.encode.at(tokens) for tokens in one.pictures) for one in asked)
-    language = mean(_language(one, speeds) for one in asked)
-    if not deployment.is_split:
-        demands = [(speeds.request + prepare) / deployment.languages, (encode + language) / deployment.languages]
-        work = speeds.request + prepare + encode + language
-    else:
-        handover = mean(sum(speeds.handover.at(tokens) for tokens in one.pictures) for one in asked)
-        demands = [prepare / deployment.encoders, encode / deployment.encoders]
-        demands += [speeds.request / deployment.languages, language / deployment.languages]
-        work = speeds.request + speeds.split_request + prepare + encode + handover + language
-    if speeds.cores is not None:
-        demands.append(work * speeds.load / speeds.cores)
-    return 1 / max(demands)
+    return Demands.of(asked, speeds, is_split=deployment.is_split).capacity(deployment)
 
 
 def _language(one: Asked, speeds: Speeds) -> float:

@@ -20,6 +20,8 @@ from .speeds import Speeds
 from .workload import Asked
 
 TOLERANCE = 0.2
+MOST_SECONDS, MOST_TOKENS = 1e7, 1 << 20
+"""Of one request, and of its prompt or its answer."""
 UNDIVIDED = "undivided"
 """Name of the undivided engine in a comparison."""
 
@@ -66,6 +68,8 @@ def compared(
     Raises:
         ResultsInvalid: the runs cannot be predicted.
     """
+    if any(not 0 < run.duration < MOST_SECONDS for run in runs):
+        raise ResultsInvalid(f"{runs[0].title} is damaged: it took {runs[0].duration:g} s")
     played = [plays(asked_in(run), deployment, speeds, token_bytes, pool, run.concurrency) for run in runs]
     measured = [_ttft(run) for run in runs]
     return Point(
@@ -98,7 +102,7 @@ def asked_in(run: Run) -> list[Asked]:
     """Returns the requests of a run, as they were sent.
 
     Raises:
-        ResultsInvalid: a request failed, or pictures were repeated, which caches answer.
+        ResultsInvalid: a request failed, pictures were repeated, which caches answer, or a figure is impossible.
     """
     if run.plan is None or not run.samples:
         raise ResultsInvalid(f"{run.title} has no workload whose times are known; give results of embferry bench serve")
@@ -106,9 +110,17 @@ def asked_in(run: Run) -> list[Asked]:
         raise ResultsInvalid(f"{run.title}: {run.errors + run.wrong} requests failed, and a plan has no failures")
     if any(sample.repeated for sample in run.samples):
         raise ResultsInvalid(f"{run.title}: pictures were sent again, and a plan knows no caches; measure --repeated 0")
+    if run.plan.requests > len(run.samples):
+        raise ResultsInvalid(f"{run.title} was interrupted; a plan needs all of its requests")
+    if wrong := _impossible(run):
+        raise ResultsInvalid(f"{run.title} is damaged: {wrong}")
     samples = {sample.number: sample for sample in run.samples}
+    try:
+        sent = requests(run.plan)
+    except (ValueError, OverflowError) as error:
+        raise ResultsInvalid(f"{run.title} is damaged: {error}") from error
     made = []
-    for one in requests(run.plan):
+    for one in sent:
         sample = samples.get(one.number)
         if sample is None:
             raise ResultsInvalid(f"{run.title} was interrupted; a plan needs all of its requests")
@@ -116,6 +128,18 @@ def asked_in(run: Run) -> list[Asked]:
         text = max(1, (sample.prompt_tokens or 0) - sum(tokens))
         made.append(Asked(one.at, tokens, text, max(1, sample.output_tokens)))
     return made
+
+
+def _impossible(run: Run) -> str:
+    """Returns which figure no run can have; empty if there is none."""
+    if run.concurrency < 0:
+        return f"{run.concurrency} requests at once"
+    for sample in run.samples:
+        if sample.ttft is None or not 0 < sample.ttft < MOST_SECONDS:
+            return f"request {sample.number} has no time to first token"
+        if max(sample.output_tokens, sample.prompt_tokens or 0) > MOST_TOKENS:
+            return f"request {sample.number} has more than {MOST_TOKENS:,} tokens"
+    return ""
 
 
 def _ttft(run: Run) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from embferry.bench.results import read_file
 from embferry.models import model_path
 from embferry.models.checkpoints import CONFIG, PICTURES, PROCESSOR, read_object
 
@@ -40,7 +41,9 @@ def read_speeds(path: Path) -> Speeds:
         SpeedsInvalid: it cannot be read.
     """
     try:
-        return decoded(path.read_bytes(), str(path))
+        return decoded(read_file(path), str(path))
+    except ValueError as error:
+        raise SpeedsInvalid(str(error)) from error
     except OSError as error:
         raise SpeedsInvalid(f"{path} cannot be read: {error.strerror or error}") from error
 

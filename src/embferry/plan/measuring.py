@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from statistics import mean, median
 from typing import Any
 
-import httpx
 import msgspec
 
-from embferry.bench.serving import counters
+from embferry.bench.serving import counters, documents
 from embferry.bench.serving.client import Endpoint, send_all
 from embferry.bench.serving.endpoint import first_model
 from embferry.bench.serving.results import Run, Sample
@@ -19,7 +18,7 @@ from embferry.bench.serving.workload import Picture, Request, nearest_grid
 from embferry.bench.serving.workload import grid as sides_of
 
 from . import probes
-from .deployment import Deployment
+from .deployment import MOST_DEVICES, Deployment
 from .errors import MeasuringFailed
 from .model import Model
 from .probes import ANSWER, BURST_ANSWER, PICTURE_TOKENS, TOGETHER, WORDS, Burst, Step, Text, Times
@@ -32,8 +31,30 @@ GAP_S = 0.3
 """Before each request that is sent alone, as in a deployment that has little to do: processes that wait fall asleep."""
 TIMEOUT_S = 120.0
 """For one request."""
+ACTIVITY_TIMEOUT_S = 10.0
+MOST_PROMPT_TOKENS = 1 << 20
+"""Tokens of a prompt that a server may tell: those that are sent have a few thousand."""
 PREFILL, FIRST = "vllm:request_prefill_time_seconds_sum", "vllm:time_to_first_token_seconds_count"
 Told = Callable[[str], None]
+
+
+class Worker(msgspec.Struct):
+    """An instance behind a router."""
+
+    role: str = ""
+
+
+class Watched(msgspec.Struct):
+    """A request at a router: the name, the beginning and the end of each of its phases."""
+
+    phases: list[tuple[str, float, float | None]] = []
+
+
+class Activity(msgspec.Struct):
+    """The part of a router's ``/activity`` that is read here."""
+
+    workers: list[Worker]
+    requests: list[Watched] = []
 
 
 class Target:
@@ -76,10 +97,12 @@ class Target:
         """The instances behind a router; one undivided instance if it is no router."""
         if self._activity is None:
             return Deployment(0, 1)
-        roles = [worker.get("role") for worker in self._activity.get("workers") or () if isinstance(worker, dict)]
+        roles = [worker.role for worker in self._activity.workers]
         encoders, languages = roles.count("encode"), sum(role != "encode" for role in roles)
         if not encoders or not languages:
             raise MeasuringFailed(f"the router at {self._endpoint.url} has no encoder or no language instance")
+        if len(roles) > MOST_DEVICES:
+            raise MeasuringFailed(f"the router at {self._endpoint.url} has {len(roles)} instances; measure fewer")
         return Deployment(encoders, languages)
 
     def times(self) -> Times:
@@ -164,15 +187,16 @@ class Target:
         for earlier, now in zip(before, counters.read(metrics), strict=True):
             count = (now or {}).get(FIRST, 0.0) - (earlier or {}).get(FIRST, 0.0)
             if now is not None and PREFILL in now and count == len(samples):
-                engine = (now[PREFILL] - (earlier or {}).get(PREFILL, 0.0)) / count
+                found = (now[PREFILL] - (earlier or {}).get(PREFILL, 0.0)) / count
+                engine = found if 0 <= found < TIMEOUT_S else None
         return samples, engine, self._transfer(len(samples)) if any(pictures) else None
 
     def _transfer(self, latest: int) -> float | None:
         """Returns the median seconds of the transfers of the latest requests, as the router tells them."""
         told = self._ask_activity() if self._activity is not None else None
         found = []
-        for request in ((told or {}).get("requests") or ())[-latest:]:
-            spans = [end - begin for name, begin, end in request["phases"] if name == "transfer" and end is not None]
+        for request in told.requests[-latest:] if told is not None else ():
+            spans = [end - begin for name, begin, end in request.phases if name == "transfer" and end is not None]
             found += [sum(spans)] if spans else []
         return median(found) if found else None
 
@@ -200,23 +224,26 @@ class Target:
         for sample in run.samples:
             if sample.error or sample.ttft is None:
                 raise MeasuringFailed(f"{endpoint.url} does not answer ({what}): {sample.error or 'no token'}")
+            if sample.output_tokens > max_tokens:
+                raise MeasuringFailed(
+                    f"{endpoint.url} says that an answer of at most {max_tokens} tokens has {sample.output_tokens:,}"
+                )
         return run.samples
 
-    def _ask_activity(self) -> dict[str, Any] | None:
+    def _ask_activity(self) -> Activity | None:
         """Returns what a router tells; None if it is no router."""
+        where = f"{self._endpoint.url}/activity"
         try:
-            answer = httpx.get(
-                f"{self._endpoint.url}/activity", headers=self._endpoint.headers, timeout=10, trust_env=False
-            )
-            told = answer.json() if answer.status_code == httpx.codes.OK else None
-        except (httpx.HTTPError, ValueError):
+            return msgspec.json.decode(documents.read(where, ACTIVITY_TIMEOUT_S, self._endpoint.headers), type=Activity)
+        except (OSError, ValueError, RecursionError):
             return None
-        return told if isinstance(told, dict) and "workers" in told else None
 
 
 def _prompt(sample: Sample) -> int:
     if sample.prompt_tokens is None:
         raise MeasuringFailed("the server does not say how many tokens a prompt has (stream_options.include_usage)")
+    if sample.prompt_tokens > MOST_PROMPT_TOKENS:
+        raise MeasuringFailed(f"the server says that a prompt has {sample.prompt_tokens:,} tokens")
     return sample.prompt_tokens
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from .curve import Curve
 from .errors import SpeedsInvalid
+
+LEAST_SECONDS, MOST_SECONDS = 1e-12, 1e6
+"""Of a stage. Beyond these, times are lost in the rounding of a clock."""
+MOST = 1e18
+LEAST = {"cores": 0.001, "load": 0.001, "split_load": 0.001}
+"""The least amounts of what the instances share; of the others 1."""
 
 
 class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,17 +79,20 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         }
         numbers |= {"request": self.request, "split_request": self.split_request, "resume": self.resume}
         for name, value in numbers.items():
-            if not 0 <= value < math.inf:
-                raise SpeedsInvalid(f"{name} is {value:g}; it has to be a number of seconds, at least 0")
+            if not 0 <= value <= MOST_SECONDS:
+                why = f"it has to be a number of seconds, at least 0 and at most {MOST_SECONDS:g}"
+                raise SpeedsInvalid(f"{name} is {value:g}; {why}")
         positive = {"bandwidth": self.bandwidth, "cores": self.cores, "load": self.load, "split_load": self.split_load}
         positive |= {"batch_tokens": self.batch_tokens, "batch_requests": self.batch_requests}
         for name, amount in positive.items():
-            if amount is not None and not 0 < amount < math.inf:
-                raise SpeedsInvalid(f"{name} is {amount:g}; it has to be above 0")
-        if self.slack < 0:
-            raise SpeedsInvalid(f"slack is {self.slack}; it has to be at least 0")
-        if not self.encode.at(1) or not self.prefill.at(1) + self.step.at(1):
-            raise SpeedsInvalid("encode, and prefill or step, have to take some time")
+            least = LEAST.get(name, 1)
+            if amount is not None and not least <= amount <= MOST:
+                why = f"it has to be at least {least:g} and at most {MOST:g}"
+                raise SpeedsInvalid(f"{name} is {min(amount, 1e300):g}; {why}")
+        if not 0 <= self.slack <= MOST:
+            raise SpeedsInvalid(f"slack is {min(self.slack, 1e300):g}; it has to be at least 0 and at most {MOST:g}")
+        if min(self.encode.at(1), self.prefill.at(1) + self.step.at(1)) < LEAST_SECONDS:
+            raise SpeedsInvalid(f"encode, and prefill or step, have to take some time, at least {LEAST_SECONDS:g} s")
 
 
 def decoded(data: bytes, where: str) -> Speeds:
@@ -96,7 +103,7 @@ def decoded(data: bytes, where: str) -> Speeds:
     """
     try:
         found = msgspec.json.decode(data, type=Speeds)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise SpeedsInvalid(f"{where} has no speeds: {error}; embferry plan --measure writes such a file") from error
     found.check()
     return found

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 import numpy as np
 
-from embferry.bench.serving.workload import Plan, arrivals
+from embferry.bench.serving.workload import CV_RANGE, LEAST_RATE, Plan, arrivals, is_cv, is_rate
 
 from .errors import WorkloadInvalid
 
 MOST_STEPS = 2_000_000
 """Tokens of all answers; more would take minutes to play through."""
+MOST_PICTURES = 200_000
+"""The same for all pictures."""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -60,8 +60,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
             WorkloadInvalid: one is out of range; the text says which.
         """
         wrong = {
-            "--rate: above 0, at most a million requests a second": not 0 < self.rate <= 1e6,
-            "--burstiness-cv: at least 0": not 0 <= self.burstiness_cv < math.inf,
+            f"--rate: at least {LEAST_RATE:g}, at most a million requests a second": not is_rate(self.rate),
+            f"--burstiness-cv: {CV_RANGE}": not is_cv(self.burstiness_cv),
             "--prompt-tokens: at least 1": self.text_tokens < 1,
             "--output-tokens: at least 1": self.output_tokens < 1,
             "--requests: at least 2": self.requests < 2,
@@ -69,6 +69,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
             "--images: a picture has at least one visual token": any(tokens < 1 for tokens in self.pictures),
             f"--requests times --output-tokens: at most {MOST_STEPS:,}; fewer requests say the same": (
                 self.requests * self.output_tokens > MOST_STEPS
+            ),
+            f"--requests times --images: at most {MOST_PICTURES:,}; fewer requests say the same": (
+                self.requests * max(1, len(self.pictures)) > MOST_PICTURES
             ),
         }
         for rule, broken in wrong.items():

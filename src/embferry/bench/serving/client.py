@@ -17,6 +17,8 @@ from .stream import Events, Stream, error_text
 from .workload import Request, url
 
 MAX_REASON = 300
+MAX_ANSWER_BYTES = 64 << 20
+"""Bytes of the longest answer; a server that sends more does not end it."""
 DATA_URL = re.compile(r"data:[\w/.+-]*;base64,[\w+/=]*(?:,[\w+/=]+)*")
 """A picture, which errors may name."""
 QUESTION = "What is this?"
@@ -121,12 +123,16 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, request: Request, 
             address = f"{endpoint.url}/v1/chat/completions"
             async with client.stream("POST", address, content=body) as response:
                 status = response.status_code
-                if status != httpx.codes.OK:
-                    failed = f"HTTP {status}: {_reason(await response.aread())}"
-                else:
-                    async for data in response.aiter_bytes():
-                        for event in events.feed(data):
-                            stream.take(time.perf_counter() - began, event)
+                is_right, size, refusal = status == httpx.codes.OK, 0, bytearray()
+                async for data in response.aiter_bytes():
+                    if (size := size + len(data)) > MAX_ANSWER_BYTES:
+                        failed = f"more than {MAX_ANSWER_BYTES:,} bytes of an answer"
+                        break
+                    refusal += b"" if is_right else data
+                    for event in events.feed(data) if is_right else ():
+                        stream.take(time.perf_counter() - began, event)
+                if not is_right and not failed:
+                    failed = f"HTTP {status}: {_reason(bytes(refusal))}"
     except TimeoutError:
         failed = f"no whole answer within {endpoint.timeout_s:g} s"
     except httpx.HTTPError as error:
@@ -153,6 +159,6 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, request: Request, 
 def _reason(body: bytes) -> str:
     try:
         answer = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return body.decode(errors="replace")
     return error_text(answer) if isinstance(answer, dict) else str(answer)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from . import documents
 
 COUNTERS = {
     "transfers": ("embferry_connector_transfers_total",),
@@ -45,12 +46,11 @@ def parse(text: str) -> Totals:
 def read(urls: Sequence[str], timeout_s: float = 5.0) -> list[Totals | None]:
     """Returns the metrics of each URL; None if it does not answer with metrics."""
     found: list[Totals | None] = []
-    with httpx.Client(timeout=timeout_s, trust_env=False, follow_redirects=True) as client:
-        for url in urls:
-            try:
-                found.append(parse(client.get(url).raise_for_status().text))
-            except (httpx.HTTPError, ValueError):
-                found.append(None)
+    for url in urls:
+        try:
+            found.append(parse(documents.read(url, timeout_s).decode()))
+        except (OSError, ValueError):
+            found.append(None)
     return found
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import msgspec
 
 from ..results import Progress, load
-from . import answers
+from . import answers, documents
 from .client import Endpoint, send_all
 from .results import Run, ServingResults
 from .workload import Plan, requests
@@ -57,17 +56,16 @@ def first_model(endpoint: Endpoint) -> str:
     """
     where = f"{endpoint.url}/v1/models"
     try:
-        answer = httpx.get(where, headers=endpoint.headers, timeout=10, trust_env=False).raise_for_status()
-        return str(answer.json()["data"][0]["id"])
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        return str(msgspec.json.decode(documents.read(where, 10, endpoint.headers))["data"][0]["id"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{where} lists no model ({error}); start the server, or name one: --model") from error
 
 
 def server_version(where: str) -> str:
     """Returns the version that vLLM's servers tell."""
     try:
-        return str(httpx.get(f"{where}/version", timeout=5, trust_env=False).json()["version"])
-    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return str(msgspec.json.decode(documents.read(f"{where}/version", 5))["version"])
+    except (OSError, ValueError, LookupError, TypeError):
         return "does not tell its version"
 
 

@@ -24,7 +24,7 @@ class Events:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
-                yield line.removeprefix(b"data:").strip().decode()
+                yield line.removeprefix(b"data:").strip().decode(errors="replace")
 
 
 class Stream:
@@ -53,20 +53,27 @@ class Stream:
             return
         try:
             event: Any = msgspec.json.decode(data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             self._error = f"a chunk is not JSON: {data[:80]!r}"
             return
         if not isinstance(event, dict):
             self._error = f"a chunk is not an object: {data[:80]!r}"
-        elif event.get("error"):
+            return
+        try:
+            self._take(now, event)
+        except (AttributeError, LookupError, TypeError):
+            self._error = f"a chunk has another form than OpenAI's: {data[:80]!r}"
+
+    def _take(self, now: float, event: dict[str, Any]) -> None:
+        if event.get("error"):
             self._error = error_text(event)
         elif event.get("choices"):
             self._choice(now, event["choices"][0])
         elif output := (event.get("sglext") or {}).get("output_ids"):
             self.tokens = list(output[0])  # SGLang has them in one event near the end
         elif usage := event.get("usage"):
-            self._counted = usage.get("completion_tokens")
-            self.prompt_tokens = usage.get("prompt_tokens")
+            self._counted = _count(usage.get("completion_tokens"))
+            self.prompt_tokens = _count(usage.get("prompt_tokens"))
 
     @property
     def error(self) -> str:
@@ -94,6 +101,11 @@ class Stream:
         self.tokens += choice.get("token_ids") or ()
         if (reason := choice.get("finish_reason")) in ("error", "abort"):
             self._error = f"the server ended the answer with finish_reason {reason}"
+
+
+def _count(value: object) -> int | None:
+    """Returns a number of tokens; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def error_text(body: dict[str, Any]) -> str:

@@ -27,6 +27,10 @@ ASPECT = 2.0
 """The largest ratio of a picture's sides."""
 
 
+LEAST_RATE, LEAST_CV, MOST_CV = 1e-6, 0.001, 1000.0
+"""Beyond them, times between requests are lost in rounding: a clock counts seconds from the first request."""
+CV_RANGE = f"0, or from {LEAST_CV:g} to {MOST_CV:g}"
+
 GRAIN = 7
 """Pixels a side of a square of one colour. No two patches are alike, and the file is as large as that of a photograph
 (0.15 MB for 1,280 tokens)."""
@@ -88,8 +92,8 @@ class Plan(msgspec.Struct, frozen=True):
         """
         wrong = {
             "requests: at least 1": self.requests < 1,
-            "rate: above 0, at most a million": self.rate is not None and not 0 < self.rate <= 1e6,
-            "coefficient of variation: at least 0": not 0 <= self.burstiness_cv < math.inf,
+            f"rate: at least {LEAST_RATE:g}, at most a million": not is_rate(self.rate),
+            f"coefficient of variation: {CV_RANGE}": not is_cv(self.burstiness_cv),
             "repeated: between 0 and 0.8": not 0 <= self.repeated <= 0.8,
             "seed: at least 0": self.seed < 0,
             "side: at least 1 pixel": self.side < 1,
@@ -99,6 +103,16 @@ class Plan(msgspec.Struct, frozen=True):
         for rule, broken in wrong.items():
             if broken:
                 raise ValueError(rule)
+
+
+def is_rate(rate: float | None) -> bool:
+    """Returns whether requests can come at this rate."""
+    return rate is None or LEAST_RATE <= rate <= 1e6
+
+
+def is_cv(cv: float) -> bool:
+    """Returns whether gaps can have this coefficient of variation."""
+    return cv == 0 or LEAST_CV <= cv <= MOST_CV
 
 
 @cache
@@ -154,6 +168,8 @@ def arrivals(plan: Plan, chance: np.random.Generator) -> list[float]:
         return [0.0] * plan.requests
     cv = plan.burstiness_cv
     gaps = np.full(plan.requests, 1.0) if cv == 0 else chance.gamma(1 / cv**2, cv**2, plan.requests)
+    if not gaps.sum():  # so uneven that all were rounded to 0
+        gaps[0] = 1.0
     gaps *= plan.requests / plan.rate / gaps.sum()
     times: list[float] = np.cumsum(gaps).tolist()
     return [at - times[0] for at in times]
