@@ -42,7 +42,7 @@ from embferry.bench.serving.workload import LARGEST, Plan, requests  # noqa: E40
 from embferry.cli.main import app  # noqa: E402
 from embferry.plan import comparison, probes  # noqa: E402
 from embferry.plan.advice import Row, carried, verdict  # noqa: E402
-from embferry.plan.capacity import Demands
+from embferry.plan.capacity import Demands  # noqa: E402
 from embferry.plan.comparison import Point  # noqa: E402
 from embferry.plan.deployment import Deployment  # noqa: E402
 from embferry.plan.files import read_model  # noqa: E402

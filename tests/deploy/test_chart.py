@@ -103,6 +103,22 @@ def test_a_misspelt_value_is_refused(place: tuple[str, ...]) -> None:
         jsonschema.validate(values, SCHEMA)
 
 
+BAD_NAMES = ("x\nhostNetwork: true", "a: b", "a}, b: {c: d", "$(KEY)", '"', "UPPER", "a" * 300)
+NAMED = ("serviceAccountName",), ("keys", "secretName"), ("tls", "secretName"), ("model", "claim")
+"""Some of the values that name an object of the cluster, and stand in manifests without quotes."""
+
+
+def nested(place: tuple[str, ...], value: Any) -> Any:
+    return nested(place[:-1], {place[-1]: value}) if place else value
+
+
+INJECTED: list[tuple[dict[str, Any], str]] = [
+    (nested(place, text), "/" + "/".join(place))
+    for place in (*NAMED, ("encode", "priorityClassName"))
+    for text in BAD_NAMES
+]
+
+
 @pytest.mark.parametrize(
     ("values", "why"),
     [
@@ -115,11 +131,26 @@ def test_a_misspelt_value_is_refused(place: tuple[str, ...]) -> None:
         ({"scaling": {"enabled": True}}, "scaling.prometheusUrl"),
         ({"encode": {"scaling": {"min": 0}}}, "/encode/scaling/min"),
         ({"host": "127.0.0.1"}, "/host"),
+        ({"encode": {"scaling": {"min": 5, "max": 2}}}, "encode.scaling.min 5 is more than max 2"),
+        ({"engine": "vllm", "model": {"name": GPU_MODEL}, "encode": {"replicas": 10**6}}, "/encode/replicas"),
+        ({"podLabels": {"app.kubernetes.io/component": "router"}}, "invalid propertyName"),
+        ({"encode": {"startupSeconds": 10**18}}, "/encode/startupSeconds"),
+        *INJECTED,
+        ({"image": {"tag": '1"\n          securityContext: {privileged: true}'}}, "/image/tag"),
+        ({"model": {"claim": "c", "mountPath": "/x, subPath: y"}}, "/model/mountPath"),
     ],
 )
 def test_helm_refuses_values_that_cannot_work(values: dict[str, Any], why: str) -> None:
     with pytest.raises(RefusedError, match=re.escape(why)):
         text_of(values)
+
+
+def test_a_release_with_a_dot_is_refused() -> None:
+    """Services are named after it, and their names are labels of the DNS."""
+    command = [helm(), "template", "my.release", str(CHART)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "has a dot" in done.stderr
 
 
 OTHERS: dict[str, Any] = {
@@ -136,6 +167,7 @@ OTHERS: dict[str, Any] = {
     "connector": {"num_blocks": 7},
     "cacheSize": "7Gi",
     "sharedMemory": "7Gi",
+    "min": 2,
     "cpu": "7",
     "memory": "7Gi",
 }

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from embferry.cli.main import app
+from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError, load
 
 RESOURCES, WORDS = ("ray", "encoder_resources"), ("ray", "vllm_arguments")
@@ -59,3 +61,12 @@ def test_options_that_do_not_fit_to_where_the_processes_run_are_refused(words: t
     outcome = CliRunner().invoke(app, ["serve", *words])
     assert outcome.exit_code == 2
     assert why in " ".join(outcome.stderr.split())
+
+
+@pytest.mark.parametrize("args", [{"router": {"api_keyy": "SECRET"}}, {"router": "SECRET"}, {"router": ["SECRET"]}])
+def test_the_message_of_a_wrong_config_file_has_no_value(args: dict[str, object]) -> None:
+    """Ray Serve validates the settings by itself, and shows the message in its log and on its dashboard."""
+    with pytest.raises(ValidationError) as refused:
+        Settings.model_validate(args)
+    assert "router" in str(refused.value)
+    assert "SECRET" not in str(refused.value)

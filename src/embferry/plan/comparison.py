@@ -21,7 +21,7 @@ from .workload import Asked
 
 TOLERANCE = 0.2
 MOST_SECONDS, MOST_TOKENS = 1e7, 1 << 20
-"""Of one request, and of its prompt or its answer."""
+"""Bounds of the time of a run or a first token, and of a prompt or an answer."""
 UNDIVIDED = "undivided"
 """Name of the undivided engine in a comparison."""
 

@@ -8,7 +8,7 @@ from .curve import Curve
 from .errors import SpeedsInvalid
 
 LEAST_SECONDS, MOST_SECONDS = 1e-12, 1e6
-"""Of a stage. Beyond these, times are lost in the rounding of a clock."""
+"""Bounds of the time of a stage. Beyond them, times are lost in the rounding of a clock."""
 MOST = 1e18
 LEAST = {"cores": 0.001, "load": 0.001, "split_load": 0.001}
 """The least amounts of what the instances share; of the others 1."""
