@@ -1,4 +1,4 @@
-"""Documents of servers that are measured end in bounded time and memory, also from a server that never stops sending."""
+"""Documents of servers that are measured end in bounded time and memory, also from a server that never stops."""
 
 from __future__ import annotations
 
