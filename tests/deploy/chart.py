@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/embferry"
+PAGE = (ROOT / "docs/kubernetes.md").read_text("utf-8")
 RELEASE, NAMESPACE = "shop", "ai"
 NAME = f"{RELEASE}-embferry"
 Manifest = dict[str, Any]
@@ -90,14 +93,33 @@ def helm() -> str:
     return found
 
 
-def text_of(values: Mapping[str, Any], *, notes: bool = False) -> str:
+def text_of(values: Mapping[str, Any], *, notes: bool = False, release: str = RELEASE) -> str:
     """Returns what Helm makes of the chart with these values. Raises RefusedError if it refuses them."""
     verb = ["install", "--dry-run=client"] if notes else ["template"]
-    command = [helm(), *verb, RELEASE, str(CHART), "--namespace", NAMESPACE, "--values", "-"]
+    command = [helm(), *verb, release, str(CHART), "--namespace", NAMESPACE, "--values", "-"]
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise RefusedError(done.stderr)
     return done.stdout
+
+
+def console_blocks() -> list[str]:
+    """Returns the commands of the documentation, a block at a time."""
+    return re.findall(r"^```console\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def hosts_of_certificate() -> list[str]:
+    """Returns the names in the command of the documentation that makes the certificate, for this release."""
+    (block,) = [one for one in console_blocks() if "keys cert" in one]
+    found = re.findall(r"--host '?([^'\s]+)'?", block)
+    return [name.replace("vision-embferry", NAME).replace(".ai.svc", f".{NAMESPACE}.svc") for name in found]
+
+
+def asking(values: Mapping[str, Any]) -> list[str]:
+    """Returns the words of the command in Helm's notes that asks a question."""
+    notes = text_of(values, notes=True).partition("NOTES:")[2].splitlines()
+    (line,) = [line for line in notes if line.strip().startswith("embferry ask")]
+    return shlex.split(line)
 
 
 @dataclass(frozen=True)
@@ -177,7 +199,12 @@ class Chart:
         return [one for one in self.workloads.values() if wanted.items() <= one.labels.items()]
 
 
+def chart_of(values: Mapping[str, Any]) -> Chart:
+    """Returns the chart rendered with these values."""
+    return Chart([one for one in yaml.safe_load_all(text_of(values)) if one], values.get("engine") == "vllm")
+
+
 @cache
 def rendered(name: str) -> Chart:
     """Returns the chart rendered with one of the sets of values."""
-    return Chart([one for one in yaml.safe_load_all(text_of(VALUE_SETS[name])) if one], name.startswith("vllm"))
+    return chart_of(VALUE_SETS[name])

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shlex
 import subprocess
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from typer.main import get_command
 
 from embferry import __version__
+from embferry.cli.main import app
 from tests.deploy.chart import (
     CHART,
-    GPU_MODEL,
     NAME,
     VALUE_SETS,
-    RefusedError,
+    asking,
+    chart_of,
+    console_blocks,
     helm,
+    hosts_of_certificate,
     rendered,
     text_of,
 )
@@ -67,6 +71,22 @@ def test_no_key_stands_twice(name: str) -> None:
     assert [f"{one.line}: {one.desc}" for one in linter.run(text, rules) if one.rule != "trailing-spaces"] == []
 
 
+@pytest.mark.parametrize(
+    ("given", "ours", "vllms"),
+    [
+        ({"image": {"tag": "7"}}, "embferry:7", "embferry-vllm:7"),
+        ({"image": {"tag": "7"}, "vllm": {"image": {"tag": "8"}}}, "embferry:7", "embferry-vllm:8"),
+        ({"vllm": {"image": {"tag": "8"}}}, f"embferry:{__version__}", "embferry-vllm:8"),
+    ],
+)
+def test_one_tag_is_that_of_every_pod_unless_vllms_image_has_its_own(
+    given: dict[str, Any], ours: str, vllms: str
+) -> None:
+    for engine in ("default", "vllm"):
+        for workload in chart_of({**VALUE_SETS[engine], **given}).workloads.values():
+            assert workload.container["image"] == (vllms if workload.is_vllm else ours)
+
+
 def test_versions_are_those_of_the_package() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == chart["version"] == __version__
@@ -103,56 +123,6 @@ def test_a_misspelt_value_is_refused(place: tuple[str, ...]) -> None:
         jsonschema.validate(values, SCHEMA)
 
 
-BAD_NAMES = ("x\nhostNetwork: true", "a: b", "a}, b: {c: d", "$(KEY)", '"', "UPPER", "a" * 300)
-NAMED = ("serviceAccountName",), ("keys", "secretName"), ("tls", "secretName"), ("model", "claim")
-"""Some of the values that name an object of the cluster, and stand in manifests without quotes."""
-
-
-def nested(place: tuple[str, ...], value: Any) -> Any:
-    return nested(place[:-1], {place[-1]: value}) if place else value
-
-
-INJECTED: list[tuple[dict[str, Any], str]] = [
-    (nested(place, text), "/" + "/".join(place))
-    for place in (*NAMED, ("encode", "priorityClassName"))
-    for text in BAD_NAMES
-]
-
-
-@pytest.mark.parametrize(
-    ("values", "why"),
-    [
-        ({"encode": {"replica": 2}}, "/encode"),
-        ({"engine": "sglang"}, "/engine"),
-        ({"engine": "vllm"}, "/model/name"),
-        ({"engine": "vllm", "model": {"name": GPU_MODEL}, "router": {"replicas": 2}}, "/router/replicas"),
-        ({"encode": {"gpus": 1}}, "/encode/gpus"),
-        ({"router": {"port": 80}}, "/router/port"),
-        ({"scaling": {"enabled": True}}, "scaling.prometheusUrl"),
-        ({"encode": {"scaling": {"min": 0}}}, "/encode/scaling/min"),
-        ({"host": "127.0.0.1"}, "/host"),
-        ({"encode": {"scaling": {"min": 5, "max": 2}}}, "encode.scaling.min 5 is more than max 2"),
-        ({"engine": "vllm", "model": {"name": GPU_MODEL}, "encode": {"replicas": 10**6}}, "/encode/replicas"),
-        ({"podLabels": {"app.kubernetes.io/component": "router"}}, "invalid propertyName"),
-        ({"encode": {"startupSeconds": 10**18}}, "/encode/startupSeconds"),
-        *INJECTED,
-        ({"image": {"tag": '1"\n          securityContext: {privileged: true}'}}, "/image/tag"),
-        ({"model": {"claim": "c", "mountPath": "/x, subPath: y"}}, "/model/mountPath"),
-    ],
-)
-def test_helm_refuses_values_that_cannot_work(values: dict[str, Any], why: str) -> None:
-    with pytest.raises(RefusedError, match=re.escape(why)):
-        text_of(values)
-
-
-def test_a_release_with_a_dot_is_refused() -> None:
-    """Services are named after it, and their names are labels of the DNS."""
-    command = [helm(), "template", "my.release", str(CHART)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
-    assert "has a dot" in done.stderr
-
-
 OTHERS: dict[str, Any] = {
     "engine": None,  # its own sets of values
     "host": "::",
@@ -169,15 +139,18 @@ OTHERS: dict[str, Any] = {
     "sharedMemory": "7Gi",
     "min": 2,
     "cpu": "7",
-    "memory": "7Gi",
+    "requests.memory": "100Mi",
+    "limits.memory": "7Gi",
 }
-"""Another value for those that do not take any text."""
+"""Another value for those that do not take any text or number, by the last words of their place."""
 
 
-def other(key: str, value: Any) -> Any:
+def other(place: tuple[str, ...], value: Any) -> Any:
     """Returns a value that is not the one of the sets that are rendered."""
-    if key in OTHERS:
-        return OTHERS[key]
+    key = place[-1]
+    for name in (".".join(place[-2:]), key):
+        if name in OTHERS:
+            return OTHERS[name]
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -210,7 +183,7 @@ def test_every_value_has_an_effect() -> None:
         for key in place:
             inner = inner[key]
             given = given.get(key, {}) if isinstance(given, dict) else {}
-        changed = other(place[-1], given if isinstance(given, bool | int) else inner)
+        changed = other(place, given if isinstance(given, bool | int) else inner)
         if changed is None or place[-1] == "gpus":  # test_gpus_are_limits_and_vllm_has_shared_memory
             continue
         if place[-1] == "replicas" and place[0] != "router":
@@ -227,9 +200,12 @@ def test_every_value_has_an_effect() -> None:
 
 def documented() -> list[str]:
     """Returns the commands of the documentation that call Helm."""
-    page = (CHART.parents[2] / "docs/kubernetes.md").read_text("utf-8")
-    blocks = "\n".join(re.findall(r"^```console\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
-    return [line for line in blocks.splitlines() if line.startswith("helm upgrade")]
+    lines = "\n".join(console_blocks()).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("helm upgrade")]
+
+
+REUSE = "--reset-then-reuse-values"
+"""With `--reuse-values`, a chart would have the defaults of the release before it, and lack values that are new."""
 
 
 def test_the_documentation_calls_helm_with_values_that_it_takes() -> None:
@@ -238,14 +214,14 @@ def test_the_documentation_calls_helm_with_values_that_it_takes() -> None:
     known: list[str] = []
     for command in commands:
         words = shlex.split(command)[2:]
-        flags = [word for word in words if word not in ("--install", "--reuse-values")]
+        flags = [word for word in words if word not in ("--install", REUSE)]
         assert flags[:2] == ["vision", "deploy/helm/embferry"]
         done = subprocess.run(
-            [helm(), "template", flags[0], str(CHART), *(known if "--reuse-values" in words else []), *flags[2:]],
+            [helm(), "template", flags[0], str(CHART), *(known if REUSE in words else []), *flags[2:]],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        known += [] if "--reuse-values" in words else flags[4:]
+        known += [] if REUSE in words else flags[4:]
         assert all(
             one["metadata"]["name"].startswith("vision-embferry") for one in yaml.safe_load_all(done.stdout) if one
         )
@@ -255,3 +231,21 @@ def test_the_notes_name_the_secret_and_the_service() -> None:
     notes = text_of({"keys": {"secretName": "our-keys"}}, notes=True).partition("NOTES:")[2]
     for words in ("shapes is served at", f"service/{NAME}-router", "create secret generic our-keys", "cluster-key="):
         assert words in notes
+
+
+@pytest.mark.parametrize("engine", ["default", "vllm"])
+@pytest.mark.parametrize("tls", [{}, {"tls": {"secretName": "our-certificate"}}], ids=["plain", "tls"])
+def test_the_notes_ask_in_the_way_that_the_router_answers(engine: str, tls: dict[str, Any]) -> None:
+    values = {**VALUE_SETS[engine], **tls}
+    words = asking(values)
+    arguments = get_command(app).commands["ask"].make_context("ask", words[2:]).params  # type: ignore[attr-defined]
+    url = urlsplit(arguments["url"])
+    notes = text_of(values, notes=True)
+    assert f"port-forward service/{NAME}-router {url.port}:8000" in notes
+    assert url.scheme == ("https" if tls else "http")
+    if tls:
+        assert url.hostname in hosts_of_certificate()
+        assert (
+            f"get secret our-certificate --output jsonpath='{{.data.ca\\.crt}}' | base64 --decode > {arguments['ca']}"
+            in notes
+        )

@@ -22,6 +22,10 @@ from tests.deploy.chart import (
     NAMESPACE,
     RELEASE,
     VALUE_SETS,
+    Manifest,
+    Workload,
+    chart_of,
+    hosts_of_certificate,
     rendered,
     text_of,
 )
@@ -29,6 +33,7 @@ from tests.tooling.promql import Checker, Metric, series_of
 
 pytestmark = pytest.mark.deploy
 every_set = pytest.mark.parametrize("name", VALUE_SETS)
+COMPONENT = "__meta_kubernetes_pod_label_app_kubernetes_io_component"
 OPEN_PATHS = {"/health", "/ready", "/metrics"}
 
 
@@ -116,6 +121,15 @@ def test_gpus_are_limits_and_vllm_has_shared_memory() -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "vllm"])
+def test_the_runtime_class_of_a_part_is_that_of_its_pods(name: str) -> None:
+    assert not any("runtimeClassName" in one.pod for one in rendered(name).workloads.values())
+    for part in rendered(name).workloads:
+        values = {**VALUE_SETS[name], part: {**VALUE_SETS[name].get(part, {}), "runtimeClassName": "nvidia"}}
+        found = {key: one.pod.get("runtimeClassName") for key, one in chart_of(values).workloads.items()}
+        assert found == {key: "nvidia" if key == part else None for key in found}
+
+
+@pytest.mark.parametrize("name", ["default", "vllm"])
 def test_settings_that_change_start_new_pods_of_those_that_read_them(name: str) -> None:
     def templates(values: dict[str, Any]) -> dict[str, Any]:
         found = [one for one in yaml.safe_load_all(text_of(values)) if one]
@@ -153,6 +167,39 @@ def test_selectors_find_their_pods(name: str) -> None:
         assert len(chart.selected(monitor["spec"]["selector"])) == len(chart.workloads)
         known = {port for workload in chart.workloads.values() for port in workload.ports}
         assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} == known
+
+
+MONITORED: dict[str, Any] = {"metrics": {"podMonitor": {"enabled": True}}}
+TLS: dict[str, Any] = {"tls": {"secretName": "our-certificate"}}
+
+
+@pytest.mark.parametrize("name", ["default", "vllm"])
+@pytest.mark.parametrize("tls", [{}, TLS], ids=["plain", "tls"])
+def test_prometheus_scrapes_each_port_once_and_as_it_speaks(name: str, tls: dict[str, Any]) -> None:
+    chart = chart_of({**VALUE_SETS[name], **MONITORED, **tls})
+    (monitor,) = chart.of("PodMonitor")
+    for part, workload in chart.workloads.items():
+        endpoints = [one for one in monitor["spec"]["podMetricsEndpoints"] if scrapes(one, workload)]
+        assert sorted(one["port"] for one in endpoints) == sorted(workload.ports)
+        for endpoint in endpoints:
+            is_tls = bool(tls) and not workload.is_vllm  # no server of vLLM has it, nor the connector's metrics
+            assert endpoint.get("scheme", "http") == ("https" if is_tls else "http"), part
+            if is_tls:
+                trusted = endpoint["tlsConfig"]
+                assert trusted["serverName"] in hosts_of_certificate()
+                files = [trusted["ca"]["secret"], trusted["cert"]["secret"], trusted["keySecret"]]
+                keys = [one["key"] for one in files]
+                assert {one["name"] for one in files} == {"our-certificate"}
+                assert keys == [one["key"] for one in workload.volume("tls")["secret"]["items"]]
+            else:
+                assert "tlsConfig" not in endpoint
+
+
+def scrapes(endpoint: Manifest, workload: Workload) -> bool:
+    """Returns whether Prometheus scrapes pods at an endpoint: they have its port, and no rule drops them."""
+    kept = [rule for rule in endpoint["relabelings"] if rule.get("action", "replace") != "replace"]
+    assert all(rule["action"] == "keep" and rule["sourceLabels"] == [COMPONENT] for rule in kept)
+    return endpoint["port"] in workload.ports and all(re.fullmatch(rule["regex"], workload.part) for rule in kept)
 
 
 def test_two_releases_in_one_namespace_do_not_meet() -> None:

@@ -20,13 +20,22 @@ import yaml
 
 from embferry.trust.certificates import make_ca, make_certificate
 from embferry.trust.keys import Key
-from tests.deploy.chart import NAME, NAMESPACE, Chart, Manifest, Workload, text_of
+from tests.deploy.chart import (
+    NAME,
+    NAMESPACE,
+    PAGE,
+    Chart,
+    Manifest,
+    Workload,
+    asking,
+    hosts_of_certificate,
+    text_of,
+)
 from tests.deploy.containers import ROOT, Image, Network, Running
 from tests.deploy.waiting import until
 
 pytestmark = pytest.mark.deploy
 API_KEY = "a-key-of-this-test"
-PAGE = (ROOT / "docs/kubernetes.md").read_text("utf-8")
 TLS = {"tls": {"secretName": "embferry-tls"}}
 _ASK = """
 import ssl, sys, urllib.request
@@ -114,15 +123,6 @@ class Pod:
         return [*network.enter, sys.executable, "-c", _ASK, url]
 
 
-def hosts_of_certificate() -> list[str]:
-    """Returns the names in the command of the documentation that makes the certificate."""
-    (block,) = [
-        one for one in re.findall(r"^```console\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE) if "keys cert" in one
-    ]
-    found = re.findall(r"--host '?([^'\s]+)'?", block)
-    return [name.replace("vision-embferry", NAME).replace(".ai.svc", f".{NAMESPACE}.svc") for name in found]
-
-
 def certificate(folder: Path) -> dict[str, bytes]:
     folder.mkdir()
     ca, _ = make_ca(folder)
@@ -179,8 +179,9 @@ def test_the_pods_answer_a_question_together(image: Image, tmp_path: Path, value
         told = ["embferry", "status", "--url", router, "--encoders", "1", "--languages", "1"]
         status = image.words(told, client, **how)
         until(lambda: subprocess.run(status, capture_output=True, check=False).returncode == 0)
-        asked = ["embferry", "ask", "--url", router, "/media/coins.png", "How many circles are there?", "-v"]
-        answer = image.run(asked, client, **how)
+        client.pop("EMBFERRY_TLS_CA", None)  # the command of the notes names it
+        asked = [{"picture.png": "/media/coins.png", "ca.crt": "/ca.crt"}.get(word, word) for word in asking(values)]
+        answer = image.run([*asked[:-1], "How many circles are there?", "-v"], client, **how)
         assert answer.splitlines()[0] == "4"
         assert "tcp" in answer
         for one in running.values():

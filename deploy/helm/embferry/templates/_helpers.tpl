@@ -183,6 +183,9 @@ affinity: {{ toYaml . | nindent 2 }}
 {{- with $own.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
+{{- with $own.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
 topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
@@ -287,7 +290,10 @@ readinessProbe:
   failureThreshold: 3
 {{- end }}
 
+{{/* The image of a container. Both have one tag, so that an upgrade changes both; vllm.image.tag is for another. */}}
 {{- define "embferry.image" -}}
-image: "{{ .repository }}:{{ .tag }}"
-imagePullPolicy: {{ .pullPolicy }}
+{{- $values := .root.Values -}}
+{{- $image := ternary $values.vllm.image $values.image (eq .engine "vllm") -}}
+image: "{{ $image.repository }}:{{ $image.tag | default $values.image.tag | default .root.Chart.AppVersion }}"
+imagePullPolicy: {{ $image.pullPolicy }}
 {{- end }}
