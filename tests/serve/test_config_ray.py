@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from embferry.cli.main import app
 from embferry.serve.config import Settings
-from embferry.serve.config_load import ConfigError, load
+from embferry.serve.config_load import ConfigError, load, of_mapping
 
 RESOURCES, WORDS = ("ray", "encoder_resources"), ("ray", "vllm_arguments")
 
@@ -65,8 +65,43 @@ def test_options_that_do_not_fit_to_where_the_processes_run_are_refused(words: t
 
 @pytest.mark.parametrize("args", [{"router": {"api_keyy": "SECRET"}}, {"router": "SECRET"}, {"router": ["SECRET"]}])
 def test_the_message_of_a_wrong_config_file_has_no_value(args: dict[str, object]) -> None:
-    """Ray Serve validates the settings by itself, and shows the message in its log and on its dashboard."""
+    """Ray Serve shows it in its log and on its dashboard."""
     with pytest.raises(ValidationError) as refused:
         Settings.model_validate(args)
-    assert "router" in str(refused.value)
-    assert "SECRET" not in str(refused.value)
+    with pytest.raises(ConfigError) as told:
+        of_mapping(args, "args")
+    for error in (refused.value, told.value):
+        assert "router" in str(error)
+        assert "SECRET" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"modell": "shapes"}, r"^args\.modell: no such setting; did you mean model\?$"),
+        ({"max_encoders": 2}, r"^args\.max_encoders: no such setting; did you mean ray\.max_encoders\?$"),
+        ({"ray": {"max_encoder": 2}}, r"^args\.ray\.max_encoder: no such setting; did you mean max_encoders\?$"),
+        ({"ray": {"work_per_encoder": 0}}, r"^args\.ray\.work_per_encoder: .*greater than 0"),
+        ({"ray": 3}, r"^args\.ray: must hold names and values$"),
+        ({"ray": {1: 2}}, r"^args\.ray\.1: no such setting"),
+    ],
+)
+def test_mistakes_in_a_part_of_another_file_are_named_as_they_stand_there(values: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        of_mapping(values, "args")
+
+
+def test_a_part_of_another_file_has_the_same_settings_as_a_settings_file(tmp_path: Path) -> None:
+    values = {"model": "shapes", "transfer": None, "ray": {"max_encoders": 2, "encoder_resources": {"vision": 1}}}
+    file = tmp_path / "settings.yaml"
+    file.write_text("model: shapes\ntransfer:\nray:\n  max_encoders: 2\n  encoder_resources: {vision: 1}\n")
+    found = of_mapping(values, "args")
+    assert found.model_dump() == load({}, {}, str(file)).settings.model_dump()
+    assert found.place("ray", "max_encoders") == "args.ray.max_encoders"
+    assert found.place("security", "cluster_key_file") == "args.security.cluster_key_file"
+
+
+def test_a_secret_in_a_part_of_another_file_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match=r"args\.router\.api_key") as error:
+        of_mapping({"router": {"api_key": "secret\n\u00e9"}}, "args")
+    assert "secret" not in str(error.value)

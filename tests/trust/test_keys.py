@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from embferry.protocol.errors import LocalProtocolError
-from embferry.trust import ClusterKeys, Key
+from embferry.trust import ClusterKeys, Key, Trust
 from embferry.trust.keys import write_file
 from embferry.trust.reread import REPORT_S
+from embferry.trust.trust import KEY_ENV
 
 OLD, NEW, OTHER = (Key(bytes([number]) * 32) for number in (1, 2, 3))
 
@@ -34,9 +35,28 @@ def test_a_file_holds_the_current_key_first(tmp_path: Path) -> None:
     assert keys.accepted() == (NEW, OLD)
 
 
-def test_a_text_holds_one_key_or_two() -> None:
-    assert ClusterKeys.of_text(NEW.written()).accepted() == (NEW,)
-    assert ClusterKeys.of_text(f"{NEW.written()}, {OLD.written()}").accepted() == (NEW, OLD)
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("{new}", (NEW,)),
+        ("{new}\n", (NEW,)),
+        ("{new}, {old}", (NEW, OLD)),
+        ("# a comment, with a comma\n{new}\r\n\n  {old} # previous\n", (NEW, OLD)),
+    ],
+)
+def test_a_file_and_a_variable_take_the_same_text(tmp_path: Path, form: str, expected: tuple[Key, ...]) -> None:
+    text = form.format(new=NEW.written(), old=OLD.written())
+    assert ClusterKeys.of_text(text).accepted() == expected
+    assert ClusterKeys.of_file(key_file(tmp_path / "key", text)).accepted() == expected
+
+
+@pytest.mark.parametrize("keys", [(NEW,), (NEW, OLD)])
+def test_a_variable_takes_the_content_of_a_key_file(tmp_path: Path, keys: tuple[Key, ...]) -> None:
+    write_file(tmp_path / "key", keys, replace=False)
+    content = (tmp_path / "key").read_text("ascii")
+    found = Trust.of_environment({KEY_ENV: content}).keys
+    assert found is not None
+    assert found.accepted() == keys
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ File = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]
 def new(file: Annotated[Path | None, typer.Argument(metavar="[FILE]", show_default=False)] = None) -> None:
     """Make a cluster key in a new file, which only you may read. Without FILE: print the key.
 
-    Give the file to every part of the cluster, with --cluster-key-file or EMBFERRY_CLUSTER_KEY_FILE. The key itself can
-    be the value of EMBFERRY_CLUSTER_KEY.
+    Give the file to every part of the cluster, with --cluster-key-file or EMBFERRY_CLUSTER_KEY_FILE. The key itself, or
+    the content of the file, can be the value of EMBFERRY_CLUSTER_KEY.
     """
     key = Key.new()
     if file is None:

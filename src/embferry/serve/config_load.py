@@ -183,7 +183,7 @@ def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> It
             subject = f"section {dotted(section)}" if section else "the file"
             problems.append(f"{path}:{node.start_mark.line + 1}: {subject} must hold names and values")
         return
-    known = [key[-1] for key in FIELDS if key[:-1] == section] + ([] if section else list(SECTIONS))
+    known = _known(section)
     seen: set[str] = set()
     for name_node, value_node in node.value:
         name = str(_value(name_node))
@@ -191,14 +191,56 @@ def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> It
         if name in seen:
             problems.append(f"{place}: is set twice")
         elif name not in known:
-            elsewhere = map(dotted, _in_sections(name)) if not section else ()
-            hint = _about_nesting(name, section) or _did_you_mean(name, known, elsewhere)
-            problems.append(f"{place}: no such setting{hint}")
+            problems.append(f"{place}: no such setting{_hint(name, section)}")
         elif not section and name in SECTIONS:
             yield from _pairs(value_node, path, (name,), problems)
         else:
             yield (*section, name), Given(_value(value_node), place)
         seen.add(name)
+
+
+def of_mapping(values: Mapping[str, Any], place: str) -> Settings:
+    """Returns the settings that a part of another file holds, such as a config file of Ray Serve.
+
+    Args:
+        values: as in a settings file.
+        place: the name of that part, for messages.
+
+    Raises:
+        ConfigError: unknown names or bad values; it lists all mistakes.
+    """
+    problems: list[str] = []
+    settings = _validated(dict(_entries(values, place, (), problems)), problems)
+    if settings is None or problems:
+        raise ConfigError(problems)
+    return settings.with_places({dotted(key): f"{place}.{dotted(key)}" for key in FIELDS})
+
+
+def _entries(values: Mapping[str, Any], place: str, section: Key, problems: list[str]) -> Iterator[tuple[Key, Given]]:
+    """Yields the settings of one mapping; sections are one level down."""
+    known = _known(section)
+    for key, value in values.items():
+        name = str(key)
+        where = f"{place}.{dotted((*section, name))}"
+        if name not in known:
+            problems.append(f"{where}: no such setting{_hint(name, section)}")
+        elif section or name not in SECTIONS:
+            yield (*section, name), Given(value, where)
+        elif isinstance(value, Mapping):
+            yield from _entries(value, place, (name,), problems)
+        elif value is not None:  # an empty section is fine
+            problems.append(f"{where}: must hold names and values")
+
+
+def _known(section: Key) -> list[str]:
+    """Returns the names that a section may hold, or the file outside of sections."""
+    return [key[-1] for key in FIELDS if key[:-1] == section] + ([] if section else list(SECTIONS))
+
+
+def _hint(name: str, section: Key) -> str:
+    """Returns the end of a sentence that suggests another name than this unknown one; "" if there is none."""
+    elsewhere = map(dotted, _in_sections(name)) if not section else ()
+    return _about_nesting(name, section) or _did_you_mean(name, _known(section), elsewhere)
 
 
 def _in_sections(name: str) -> list[Key]:

@@ -95,20 +95,21 @@ class ClusterKeys:
 
     @classmethod
     def of_text(cls, text: str, place: str = "the cluster key") -> ClusterKeys:
-        """Returns the keys in ``text``: one, or two separated by a comma.
+        """Returns the keys in ``text``, the current one first, at most two.
 
         Args:
-            text: 64 hexadecimal digits a key.
+            text: 64 hexadecimal digits a key; a comma or the end of a line ends it. ``#`` begins a comment, as in a key
+                file, whose whole content may stand here.
             place: Where the text stands, for errors.
 
         Raises:
             LocalProtocolError: They are no keys.
         """
-        return cls(*_checked([_key(part.strip(), place) for part in text.split(",")], place))
+        return cls(*_keys(text, place))
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str]) -> ClusterKeys:
-        """Returns the keys in a file: one a line, the current one first, at most two; ``#`` begins a comment.
+        """Returns the keys in a file, which holds the same text as that of :meth:`of_text`.
 
         Raises:
             LocalProtocolError: The file cannot be read, others than its owner may read it, or it holds no keys.
@@ -180,11 +181,17 @@ def _read(path: Path) -> tuple[Key, ...]:
             data = file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise LocalProtocolError(f"the cluster key file {path} cannot be read: {error.strerror}") from error
-    keys = []
-    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
-        if text := line.partition("#")[0].strip():
-            keys.append(_key(text, f"{path}, line {number}"))
-    return _checked(keys, str(path))
+    return _keys(data.decode("utf-8", "replace"), str(path))
+
+
+def _keys(text: str, place: str) -> tuple[Key, ...]:
+    """Returns the keys in a file or a variable: a comma or the end of a line ends one, and ``#`` begins a comment."""
+    keys, lines = [], text.splitlines()
+    for number, line in enumerate(lines, 1):
+        written = line.partition("#")[0].strip()
+        where = f"{place}, line {number}" if len(lines) > 1 else place
+        keys += [_key(part.strip(), where) for part in written.split(",")] if written else []
+    return _checked(keys, place)
 
 
 def _key(text: str, place: str) -> Key:

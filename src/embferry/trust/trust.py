@@ -54,10 +54,10 @@ class Trust:
         Args:
             key_file: A key file to use in place of the one that the environment names.
             insecure: Whether strangers may be let in, even if the environment does not say so.
-            environ: ``EMBFERRY_CLUSTER_KEY`` (one key, or two separated by a comma) or ``EMBFERRY_CLUSTER_KEY_FILE``,
-                and ``EMBFERRY_INSECURE``; ``EMBFERRY_TLS_CA``, ``EMBFERRY_TLS_CERT`` and ``EMBFERRY_TLS_KEY``, the
-                files of :class:`.tls.Tls`, ``EMBFERRY_TLS_REQUIRED`` and ``EMBFERRY_TLS_CHECK_HOSTS``. None: the
-                environment of this process.
+            environ: ``EMBFERRY_CLUSTER_KEY`` (one key, two separated by a comma, or the content of a key file) or
+                ``EMBFERRY_CLUSTER_KEY_FILE``, and ``EMBFERRY_INSECURE``; ``EMBFERRY_TLS_CA``, ``EMBFERRY_TLS_CERT`` and
+                ``EMBFERRY_TLS_KEY``, the files of :class:`.tls.Tls`, ``EMBFERRY_TLS_REQUIRED`` and
+                ``EMBFERRY_TLS_CHECK_HOSTS``. None: the environment of this process.
 
         Raises:
             LocalProtocolError: A value is wrong, both of the keys are given, or only a part of the TLS files.

@@ -90,10 +90,10 @@ class RayCluster:
         """Runs an application, in place of the one before, until its router knows its workers."""
         from ray import serve
 
-        from embferry.deploy.ray import app
+        from embferry.deploy.ray.application import application
 
         self.start_serve()
-        serve.run(app(settings), name="embferry")
+        serve.run(application(settings), name="embferry")
         wait(lambda: get(self.url, "/ready", DEADLINE)[0] == 200, "a router that knows workers", START)
 
     def json(self, path: str) -> Any:

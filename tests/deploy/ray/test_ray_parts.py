@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from embferry.engine.cache import EmbeddingCache
+from embferry.serve.config import Settings
+from embferry.serve.config_load import ConfigError
 from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.supervisor.process import Program
 from tests.deploy.ray.conftest import RAY
@@ -103,6 +108,107 @@ def test_the_end_of_a_process_is_told_once_unless_it_was_asked_for() -> None:
     assert ended.wait(30)
     dying._process.join(0)
     assert dying._process.view.starts == 1
+
+
+FAILING = """import os; os.write(1, b'{"failure": "no such model"}\\n'); raise SystemExit(1)"""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("host", "why"), [("192.0.2.1", "without a cluster key"), ("127.0.0.1", "cannot start: no such model")]
+)
+def test_a_replica_that_has_not_started_has_nothing_to_end(
+    monkeypatch: pytest.MonkeyPatch, host: str, why: str
+) -> None:
+    """It fails before it has a process, or with it. Serve ends it in any case, which is no error of its own."""
+    from embferry.deploy.ray import replica, worker
+    from embferry.deploy.ray.child import ChildError
+
+    identity = SimpleNamespace(replica_id=SimpleNamespace(unique_id="a1"))
+    monkeypatch.setattr(replica.serve, "get_replica_context", lambda: identity)
+    monkeypatch.setattr(replica, "configure", lambda *_: None)
+    monkeypatch.setattr(worker.ray.util, "get_node_ip_address", lambda: host)
+    monkeypatch.setattr(worker, "child_program", lambda *_: Program(("-c", FAILING), b"\n"))
+    made = worker.WorkerReplica.__new__(worker.WorkerReplica)
+    with pytest.raises((ConfigError, ChildError), match=why):
+        made.__init__("encode", Settings())  # type: ignore[misc]  # as Serve does
+    assert made.__del__() is None  # type: ignore[func-returns-value]
+    if host == "127.0.0.1":
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection((host, made._bootstrap.port)).close()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.asyncio
+@pytest.mark.parametrize("starts", [True, False])
+async def test_a_replica_of_vllm_keeps_its_ports_and_folder_until_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, starts: bool
+) -> None:
+    from embferry.deploy.ray import replica, vllm_instance
+    from embferry.deploy.ray.child import ChildError
+
+    root = tmp_path / "root"
+    program = Program(("-c", READY if starts else FAILING), b"\n")
+    identity = SimpleNamespace(replica_id=SimpleNamespace(unique_id="a1"))
+    monkeypatch.setattr(replica.serve, "get_replica_context", lambda: identity)
+    monkeypatch.setattr(replica, "configure", lambda *_: None)
+    monkeypatch.setattr(vllm_instance.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(vllm_instance.proxies, "address", lambda: ("127.0.0.1", 1))
+    monkeypatch.setattr(vllm_instance.temporary, "new_root", lambda: root)
+    monkeypatch.setattr(vllm_instance, "instance_program", lambda *_: program)
+    made = vllm_instance.VllmReplica.__new__(vllm_instance.VllmReplica)
+    if starts:
+        made.__init__("encode", Settings())  # type: ignore[misc]  # as Serve does
+        gc.collect()
+        assert root.is_dir()
+        for port in made._ports.numbers:
+            with pytest.raises(OSError, match="in use"), socket.socket() as taken:
+                taken.bind(("127.0.0.1", port))
+        ending = made.__del__()
+        assert ending is not None
+        await ending
+    else:
+        with pytest.raises(ChildError, match="no such model"):
+            made.__init__("encode", Settings())  # type: ignore[misc]
+    assert made.__del__() is None
+    assert not root.exists()
+    assert not made._ports.release.alive  # type: ignore[attr-defined]  # a finalizer
+
+
+SERVE_SAYS = """A replica failed to start with exception. Retrying 2 more time(s). Error:
+\x1b[36mray::ServeReplica:embferry:encode.initialize_and_get_metadata()\x1b[39m (pid=1, ip=192.0.2.2)
+  File "/x/ray/serve/_private/replica.py", line 1928, in initialize
+    raise RuntimeError(traceback.format_exc()) from None
+RuntimeError: Traceback (most recent call last):
+  File "/x/embferry/serve/security.py", line 68, in check_part
+    raise ConfigError([error.detail]) from error
+{error}
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("embferry.serve.config_load.ConfigError: --host: no\n--port: no", "--host: no --port: no"),
+        ("embferry.deploy.ray.child.ChildError: encode-a1b2 cannot start: no such model", "no such model"),
+        ("embferry.deploy.ray.child.ChildError: encode-a1b2 ended with status 1", "encode-a1b2 ended with status 1"),
+        ("OSError: [Errno 28] No space left", "OSError: [Errno 28] No space left"),
+    ],
+)
+def test_the_cause_of_a_failed_start_is_what_the_replica_said_last(error: str, expected: str) -> None:
+    from embferry.deploy.ray.causes import cause, has_failed
+
+    message = SERVE_SAYS.format(error=error)
+    assert has_failed(message)
+    assert cause(message) == expected
+
+
+def test_a_message_without_an_error_is_its_own_cause() -> None:
+    from embferry.deploy.ray.causes import cause, has_failed
+
+    message = "Deployment 'encode' has 1 replicas that have\n taken more than 30s to be scheduled."
+    assert not has_failed(message)
+    assert cause(message) == "Deployment 'encode' has 1 replicas that have taken more than 30s to be scheduled."
 
 
 @pytest.mark.asyncio

@@ -1,7 +1,8 @@
 """The application: which deployments Ray Serve runs, and with which options."""
 
-# No annotations from the future: Serve looks at that of an application builder, and has to find the class.
+from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
@@ -14,7 +15,7 @@ from embferry.deploy.ray.scaling import autoscaling
 from embferry.deploy.ray.vllm_instance import VllmReplica
 from embferry.deploy.ray.worker import WorkerReplica
 from embferry.serve.config import Settings
-from embferry.serve.config_load import ConfigError
+from embferry.serve.config_load import ConfigError, of_mapping
 
 HEALTH_SECONDS, HEALTH_TIMEOUT = 5.0, 30.0
 """Between two checks of a replica, and for one. Ray replaces a replica that has failed three in a row."""
@@ -30,16 +31,16 @@ MANY_REQUESTS = 100_000
 """Requests that Serve lets a router have. The router itself bounds them, with errors that say so."""
 
 
-def app(settings: Settings) -> serve.Application:
-    """Returns the application, for ``import_path`` of a ``serve`` config file, whose ``args`` are the settings.
+def app(args: Mapping[str, Any]) -> serve.Application:
+    """Returns the application, for ``import_path`` of a ``serve`` config file.
 
     Args:
-        settings: as in a settings file.
+        args: those of the file: the settings, as in a settings file.
 
     Raises:
-        ConfigError: the settings cannot be used on Ray.
+        ConfigError: there are no such settings, or they cannot be used on Ray.
     """
-    return application(settings)
+    return application(of_mapping(args, "args"))
 
 
 def application(settings: Settings, *, needs_key: bool = False) -> serve.Application:
@@ -87,7 +88,7 @@ def worker(
             request_router_kwargs={"role": role},
             request_routing_stats_period_s=TOLD_SECONDS,
         ),
-        graceful_shutdown_timeout_s=ray.drain_timeout + settings.serve.stop_timeout + SPARE_SECONDS,
+        graceful_shutdown_timeout_s=worker_seconds(settings),
         graceful_shutdown_wait_loop_s=WAIT_LOOP_SECONDS,
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=HEALTH_TIMEOUT,
@@ -95,6 +96,11 @@ def worker(
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "resources": resources},
     )
     return deployment.bind(role, settings)
+
+
+def worker_seconds(settings: Settings) -> float:
+    """Returns the seconds that a worker has to end, after which it is killed."""
+    return settings.ray.drain_timeout + settings.serve.stop_timeout + SPARE_SECONDS
 
 
 def unusable(settings: Settings) -> list[str]:

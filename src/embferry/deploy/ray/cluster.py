@@ -11,9 +11,9 @@ import ray
 from embferry.protocol.errors import TransportError
 from embferry.serve.config import Settings
 from embferry.serve.security import check_part
+from embferry.trust import Key, Trust
+from embferry.trust.trust import KEY_ENV
 
-LOCAL_HOST = "127.0.0.1"
-"""The address of a cluster of this machine alone, and so of its workers, which only this machine reaches."""
 CONNECT_SECONDS = 5.0
 STORE_BYTES = 100 << 20
 """Bytes of such a cluster's object store, through which no embedding goes."""
@@ -53,11 +53,17 @@ def _check_reachable(address: str) -> None:
 
 
 def _start(settings: Settings) -> None:
-    """Starts a cluster that ends with this process, and has room for as many workers as there may be."""
+    """Starts a cluster that ends with this process, and has room for as many workers as there may be.
+
+    Ray gives its only node an address that others can reach, also if it is asked for the loopback address. So the
+    cluster gets a key of its own, unless the user has one. The node and its replicas inherit it from this process.
+    """
     own = settings.ray
     cpus = own.routers * own.router_cpus + own.max_encoders * own.encoder_cpus + own.max_languages * own.language_cpus
     names = {**own.router_resources, **own.encoder_resources, **own.language_resources}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if Trust.of_environment().keys is None:
+        os.environ[KEY_ENV] = Key.new().written()
     ray.init(
         address="local",
         num_cpus=max(int(cpus) + 1, os.cpu_count() or 1),
@@ -65,7 +71,6 @@ def _start(settings: Settings) -> None:
         object_store_memory=STORE_BYTES,
         include_dashboard=False,
         logging_level=logging.WARNING,
-        _node_ip_address=LOCAL_HOST,
     )
 
 

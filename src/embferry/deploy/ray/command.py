@@ -13,9 +13,11 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import LoggingConfig
 
-from embferry.deploy.ray import cluster, proxies
+from embferry.deploy.ray import cluster, ending, proxies
 from embferry.deploy.ray.application import application, unusable
+from embferry.deploy.ray.causes import cause, has_failed
 from embferry.deploy.ray.names import APPLICATION
 from embferry.deploy.ray.secrets import without_api_key
 from embferry.serve.config import Settings
@@ -33,12 +35,16 @@ POLL_SECONDS = 0.5
 READY_SECONDS = 2.0
 KILLED = 130
 """The status of a process that a second Ctrl-C has ended."""
-MAX_REASON = 4000
-"""Characters of a reason of Ray's that are shown: the last ones, where a traceback says what happened."""
+LOGGING = LoggingConfig(log_level="WARNING")
+"""For Serve's controller and proxies: this command tells itself how far the application is."""
 
 
 class _FailedError(Exception):
-    """The application cannot be brought up. The message says why."""
+    """The application cannot be brought up. ``reasons``: one sentence each."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
 
 
 def run(settings: Settings) -> None:
@@ -58,10 +64,12 @@ def run(settings: Settings) -> None:
         wrong.append(f"{settings.place('router', 'port')} 0: Ray's proxies need the number of a port")
     if wrong:
         raise ConfigError(wrong)
-    if settings.ray.address is None and (taken := problems(settings, [wanted_router(settings)])):
+    port = wanted_router(settings)._replace(may_be_any=False)
+    if settings.ray.address is None and (taken := problems(settings, [port])):
         end(taken, 1)
     log.info("%s", "starting Ray on this machine" if settings.ray.address is None else "connecting to the Ray cluster")
     cluster.connect(settings)
+    failed: tuple[str, ...] = ()
     interrupts = _Interrupts()
     with EndSignals(handle=interrupts) as signals:
         try:
@@ -74,9 +82,11 @@ def run(settings: Settings) -> None:
                 signals.wait()
                 log.info(ENDING)
         except _FailedError as error:
-            end([str(error)], 1)
+            failed = error.reasons
         finally:
             ray.shutdown()
+    if failed:  # told last, after all that Ray has to say
+        end(failed, 1)
     log.info("everything has ended")
 
 
@@ -93,7 +103,7 @@ def _serve(settings: Settings) -> Iterator[str]:
         has_begun = True
     if has_begun:
         options = {"host": settings.host, "port": settings.router.port}
-        serve.start(proxy_location="EveryNode", http_options=options)
+        serve.start(proxy_location="EveryNode", http_options=options, logging_config=LOGGING)
     if APPLICATION in serve.status().applications:
         raise _FailedError(f"an application named {APPLICATION} runs on this cluster; end it first: serve shutdown")
     host, port = proxies.address()
@@ -103,7 +113,7 @@ def _serve(settings: Settings) -> Iterator[str]:
         yield f"http://{bracketed(cluster.head_address() if host in LOOPBACK else host)}:{port}"
     finally:
         _end_streams()
-        serve.delete(APPLICATION)
+        ending.end_application(settings)
         if has_begun and not serve.status().applications:
             serve.shutdown()
 
@@ -136,28 +146,44 @@ def _bring_up(settings: Settings, needs_key: bool, url: str, interrupts: _Interr
     told: dict[str, str] = {}
     while not interrupts.count:
         time.sleep(POLL_SECONDS)
-        for name, state in _states().items():
-            if told.get(name) != state:
-                told[name] = state
-                log.info("%s: %s", name, state)
+        states = _states()
+        for name, (state, message) in states.items():
+            known = state if not message or has_failed(message) else f"{state} - {cause(message)}"
+            if told.get(name) != known:
+                told[name] = known
+                log.info("%s: %s", name, known)
         if failures:
-            raise _FailedError(f"Ray cannot start it: {str(failures[0])[-MAX_REASON:].strip()}")
+            raise _FailedError(*(_causes(_states()) or [f"Ray cannot start it: {failures[0]}"]))
         if get(url, "/ready", READY_SECONDS)[0] == 200:
             return True
         if time.monotonic() > deadline:
-            raise _FailedError(f"not ready within {seconds:g} s: {told or 'Ray has started nothing yet'}")
+            raise _FailedError(f"not ready within {seconds:g} s: {_in_words(states)}")
     return False
 
 
-def _states() -> dict[str, str]:
-    """Returns the state of each deployment in words."""
+def _causes(states: dict[str, tuple[str, str]]) -> list[str]:
+    """Returns one sentence for each cause, with all deployments that have it."""
+    names: dict[str, list[str]] = {}
+    for name, (_, message) in states.items():
+        if has_failed(message):
+            names.setdefault(cause(message), []).append(name)
+    return [f"{' and '.join(names[why])} cannot start on Ray: {why}" for why in names]
+
+
+def _in_words(states: dict[str, tuple[str, str]]) -> str:
+    told = [f"{name}: {' - '.join(filter(None, (state, cause(why))))}" for name, (state, why) in states.items()]
+    return "; ".join(told) or "Ray has started nothing yet"
+
+
+def _states() -> dict[str, tuple[str, str]]:
+    """Returns the state of each deployment in words, and what Serve says about it."""
     application = serve.status().applications.get(APPLICATION)
     if application is None:
         return {}
     found = {}
     for name, one in application.deployments.items():
         counts = ", ".join(f"{count} {state.lower()}" for state, count in one.replica_states.items() if count)
-        found[name] = " - ".join(part for part in (counts or "nothing runs", one.message[-MAX_REASON:]) if part)
+        found[name] = counts or "nothing runs", one.message
     return found
 
 

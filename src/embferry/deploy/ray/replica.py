@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine
 from typing import Any
 
 from ray import serve
@@ -44,14 +46,18 @@ class Replica(ABC):
 
     counted: Counted
     health_path = "/ready"
+    url = ""
+    """The worker's URL; empty before it has started and after it has ended."""
 
     def __init__(self, role: WorkerRole, settings: Settings) -> None:
         self.role, self.settings = role, settings
         self.name = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
         configure(settings.log_level, settings.log_format, self.name)
         security.apply(settings)
-        self.child = self.make_child()
-        self.url = self.child.start(*self.start_seconds)
+        with contextlib.ExitStack() as held:
+            self.child = self.make_child(held)
+            self.url = self.child.start(*self.start_seconds)
+            self._held = held.pop_all()
 
     @property
     @abstractmethod
@@ -59,8 +65,12 @@ class Replica(ABC):
         """The seconds that the start may take, and the name of their setting."""
 
     @abstractmethod
-    def make_child(self) -> Child:
-        """Returns the process, not started yet."""
+    def make_child(self, held: contextlib.ExitStack) -> Child:
+        """Returns the process, not started yet.
+
+        Args:
+            held: gets what has to be released after the process, also if it cannot be started.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -111,10 +121,17 @@ class Replica(ABC):
         """Returns the number of requests that have begun and not ended, also those that are no work any more."""
         return await self.work()
 
-    async def __del__(self) -> None:
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Returns what ends the worker, or None if there is none: the constructor has failed, or it has ended.
+
+        Serve calls it once, also after a constructor that has failed, and waits for the result. Python calls it too.
+        """
+        return self._end() if self.url else None
+
+    async def _end(self) -> None:
         """Waits until the worker has finished what it has begun, and ends it.
 
-        Serve calls it once, when routers have been told for some time that the replica is not there any more.
+        Routers have been told for some time by now that the replica is not there any more.
         """
         deadline = time.monotonic() + self.settings.ray.drain_timeout
         idle = 0
@@ -129,6 +146,8 @@ class Replica(ABC):
         if idle < IDLE_PROBES:
             log.warning("%s is ended with %g unfinished requests", self.name, left)
         await asyncio.to_thread(self.child.stop, self.settings.serve.stop_timeout)
+        self._held.close()
+        self.url = ""
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         return await asyncio.to_thread(get, self.url, path, PROBE_SECONDS)

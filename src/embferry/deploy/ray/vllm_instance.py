@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -36,23 +37,19 @@ class VllmReplica(Replica):
     def start_seconds(self) -> tuple[float, str]:
         return self.settings.vllm.instance_timeout, "vllm.instance_timeout"
 
-    def make_child(self) -> Child:
+    def make_child(self, held: ExitStack) -> Child:
         host = ray.util.get_node_ip_address()
-        self._ports = ReservedPorts(host, 3)
-        self._folder = temporary.new_root()
-        temporary.remove_abandoned(self._folder)
-        self._lock = temporary.hold(self._folder)
+        self._ports = ReservedPorts(host, 3)  # which this object keeps reserved
+        held.callback(self._ports.release)
+        folder = temporary.new_root()
+        temporary.remove_abandoned(folder)
+        held.callback(temporary.release, folder, temporary.hold(folder))
         proxy, port = proxies.address()
         router = f"http://{bracketed(LOOPBACK.get(proxy, proxy))}:{port}"
-        place = Place(self.name, self._folder / self.name, self._ports.numbers, router, host)
+        place = Place(self.name, folder / self.name, self._ports.numbers, router, host)
         settings = with_api_key(self.settings)
         program = instance_program(settings, self.role, place, self.settings.ray.vllm_arguments)
         return Child(self.name, self.role, program, self.ended)
 
     def describe(self) -> dict[str, Any]:
         return {"url": self.url}
-
-    async def __del__(self) -> None:
-        await super().__del__()
-        self._ports.release()
-        temporary.release(self._folder, self._lock)

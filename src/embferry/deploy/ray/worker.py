@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -37,9 +38,10 @@ class WorkerReplica(Replica):
     def start_seconds(self) -> tuple[float, str]:
         return self.settings.serve.start_timeout, "serve.start_timeout"
 
-    def make_child(self) -> Child:
+    def make_child(self, held: ExitStack) -> Child:
         self._bootstrap = bootstrap_server(self.settings)
         self._bootstrap.start()
+        held.callback(self._bootstrap.stop)
         url = f"{Trust.of_environment().scheme}://{bracketed(self.settings.host)}:{self._bootstrap.port}"
         told = self.settings.model_copy(update={"bootstrap_url": url})
         return Child(self.name, self.role, child_program(self.role, self.name, told), self.ended)
@@ -58,7 +60,3 @@ class WorkerReplica(Replica):
         if status != 200:
             raise ValueError(f"it answers {status}")
         return float(json.loads(body)["load"])
-
-    async def __del__(self) -> None:
-        await super().__del__()
-        self._bootstrap.stop()

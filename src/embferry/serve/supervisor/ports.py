@@ -19,12 +19,14 @@ class Wanted(NamedTuple):
         name: the process and, where it has several ports, its use.
         host: the setting's value.
         place: how the user has named the setting of the port.
+        may_be_any: whether 0 takes a free port.
     """
 
     name: str
     host: str
     port: int
     place: str
+    may_be_any: bool = True
 
 
 def problems(settings: Settings, wanted: list[Wanted]) -> list[str]:
@@ -90,7 +92,8 @@ def _bind(address: str, port: int) -> int:
 def _sentence(one: Wanted, number: int) -> str:
     if number == errno.EADDRINUSE:
         advice = "end the process that has it, or choose another"
-        return f"port {one.port} of {one.name} is taken; {advice} with {one.place} (0 takes a free one)"
+        free = " (0 takes a free one)" if one.may_be_any else ""
+        return f"port {one.port} of {one.name} is taken; {advice} with {one.place}{free}"
     if number == errno.EACCES:
         return f"port {one.port} of {one.name} is for root alone; choose one of 1024 or more with {one.place}"
     return f"{one.name} cannot listen on {one.host}:{one.port}: {os.strerror(number)}; see {one.place}"
