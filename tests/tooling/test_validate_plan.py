@@ -11,7 +11,7 @@ from embferry.bench import machine
 from embferry.bench.results import load, save
 from embferry.bench.serving.results import Run, Sample
 from embferry.bench.serving.workload import requests
-from embferry.plan.simulation import play
+from embferry.plan.simulation import plays
 from embferry.plan.workload import Asked
 from tests.plan.test_probes import TRUE, played
 
@@ -22,7 +22,7 @@ def run(name: str) -> Run:
     """Returns a run that took as long as a play with the true speeds."""
     made = requests(WORKLOAD.plan)
     asked = [Asked(one.at, tuple(picture.tokens for picture in one.pictures), 30, 4) for one in made]
-    outcome = play(asked, script.WHOLE if name == script.UNDIVIDED.name else script.DIVIDED, TRUE)
+    outcome = plays(asked, script.WHOLE if name == script.UNDIVIDED.name else script.DIVIDED, TRUE)[0]
     samples = [
         Sample(
             one.number, one.at, len(one.pictures), one.image_tokens, 0, 200, "", ended.first - ended.began, (),
