@@ -46,6 +46,31 @@ def test_the_examples_of_the_page_print_what_it_shows(number: int) -> None:
     assert called(*shlex.split(command.replace("\\\n", " "))[1:]) == (0, shown, "")
 
 
+@pytest.mark.parametrize("words", [("--rate", "999999"), ("--rate", "1000", "--devices", "3")])
+@pytest.mark.parametrize("more", [(), ("--json",), ("--cores", "2")])
+def test_a_rate_that_the_devices_do_not_carry_recommends_nothing(words: tuple[str, ...], more: tuple[str, ...]) -> None:
+    status, out, err = called("plan", *GIVEN, "--image-tokens", "100", *words, *more)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"embferry: plan_rate_not_carried: --rate {words[1]}: ")
+    assert "by the demand law" in err.lower()
+
+
+def test_one_picture_a_request_still_mixes_the_sizes() -> None:
+    words = ("--rate", "0.1", "--requests", "10", "--json")
+    small, large, both = (
+        json.loads(called("plan", *GIVEN, *words, *sizes)[1])
+        for sizes in (
+            ("--size", "96x128"),
+            ("--size", "128x128"),
+            ("--size", "96x128", "--size", "128x128"),
+        )
+    )
+    assert both["sizes"] == [{"size": "96x128", "tokens": 48}, {"size": "128x128", "tokens": 64}]
+    assert small["images"] == both["images"] == 1
+    inverse = [1 / one["rows"][0]["capacity"] for one in (small, large, both)]
+    assert inverse[2] == pytest.approx((inverse[0] + inverse[1]) / 2)
+
+
 def test_sizes_are_taken_in_turn() -> None:
     status, out, _ = called("plan", *GIVEN, "--images", "3", "--size", "128x128", "--size", "96x128")
     assert (status, "128x128 = 64 visual tokens, 96x128 = 48 visual tokens" in out) == (0, True)
@@ -92,10 +117,11 @@ def test_options_go_before_the_file_and_the_result_is_saved(tmp_path: Path, spee
         ((*GIVEN, "--requests", "999999999"), "plan_workload_invalid", "fewer requests"),
         ((*GIVEN, "--seed", "-1"), "plan_workload_invalid", "--seed"),
         ((*GIVEN, "--burstiness-cv", "-1"), "plan_workload_invalid", "--burstiness-cv"),
-        ((*GIVEN, "--rate", "999999"), "plan_workload_invalid", "--devices"),
         ((*GIVEN, "--model", "/nowhere"), "plan_model_unknown", "/nowhere"),
         ((*GIVEN, "--bandwidth", "0"), "plan_speeds_invalid", "bandwidth"),
-        ((*GIVEN, "--cores", "-1"), "plan_speeds_invalid", "cores"),
+        ((*GIVEN, "--cores", "-1"), "plan_speeds_invalid", "or 0 if each instance has a device of its own"),
+        ((*GIVEN, "--cores", "nan"), "plan_speeds_invalid", "--cores nan"),
+        ((*GIVEN, "--plot", "x.png"), "plan_workload_invalid", "--plot x.png: plots are drawn as SVG"),
         ((*GIVEN, "--plot", "/nowhere/x.svg"), "plan_workload_invalid", "/nowhere/x.svg"),
         ((*GIVEN, "--save", "/nowhere/x.json"), "plan_speeds_invalid", "/nowhere/x.json"),
         (("--speeds", "/nowhere.json"), "plan_speeds_invalid", "/nowhere.json"),

@@ -20,12 +20,13 @@ from .examples import SPEEDS
 WORKLOAD = Workload(pictures=(100,), rate=4.0, output_tokens=8, requests=60)
 ADVICE = advise(WORKLOAD.asked(), 4.0, SPEEDS, 4096, block_size=16, devices=3)
 MODEL = Model("m", 4096, None)
+PICTURES = text.Pictures(1, ((None, 100),))
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_the_report_names_what_to_take_and_why() -> None:
-    head, table, tail = text.report(MODEL, ADVICE, SPEEDS, "1 picture a request")
-    assert head[0] == "m: 1 picture a request, 4 KiB a visual token; 4 requests/s"
+    head, table, tail = text.report(MODEL, ADVICE, SPEEDS, PICTURES)
+    assert head[0] == "m: 1 picture a request (100 visual tokens), 4 KiB a visual token; 4 requests/s"
     assert sum(line.startswith("> ") for line in table) == 1
     assert tail[0] == f"take: {ADVICE.best.deployment.name}"
     assert tail[-1] == ADVICE.sentence
@@ -33,11 +34,39 @@ def test_the_report_names_what_to_take_and_why() -> None:
 
 
 def test_the_object_is_json_and_says_the_same() -> None:
-    found = json.loads(json.dumps(text.as_object(MODEL, ADVICE, SPEEDS)))
+    found = json.loads(json.dumps(text.as_object(MODEL, ADVICE, SPEEDS, PICTURES)))
     assert [(row["encoders"], row["languages"]) for row in found["rows"]] == [(0, 3), (1, 2), (2, 1)]
     assert found["worth_it"] is ADVICE.is_worth
     assert found["pool"]["bytes"] == ADVICE.pool.tokens * 4096
     assert found["take"] in found["rows"]
+    assert [row["used"] for row in found["rows"]] == [pytest.approx(4 / row.capacity) for row in ADVICE.rows]
+    assert (found["images"], found["sizes"]) == (1, [{"size": None, "tokens": 100}])
+
+
+def test_a_row_that_does_not_carry_the_rate_has_no_times() -> None:
+    advice = advise(WORKLOAD.asked(), 15.0, SPEEDS, 4096, devices=3)
+    table = text.report(MODEL, advice, SPEEDS, PICTURES).table
+    assert table[2].split()[-8:] == ["10.00", "150%", "-", "-", "-", "-", "-", "-"]
+    row = text.as_object(MODEL, advice, SPEEDS, PICTURES)["rows"][1]
+    assert (row["carries"], row["used"], row["ttft_p95"], row["throughput"]) == (False, 1.5, None, None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((("8x8", 1),), "2 pictures a request (8x8 = 1 visual tokens)"),
+        ((("8x8", 1), (None, 2000)), "2 pictures a request (8x8 = 1 visual tokens, 2,000 visual tokens, in turn)"),
+    ],
+)
+def test_the_pictures_are_told_with_all_sizes(sizes: tuple[tuple[str | None, int], ...], words: str) -> None:
+    assert text.Pictures(2, sizes).told == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.0123, "12"), (59.9, "59,900"), (60.0, "60 s"), (75.34, "75.3 s"), (123456.0, "123,000 s")]
+)
+def test_long_times_are_in_seconds(seconds: float, words: str) -> None:
+    assert text.time_text(seconds) == words
 
 
 def test_columns_are_aligned() -> None:

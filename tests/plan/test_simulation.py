@@ -95,6 +95,16 @@ def test_the_bandwidth_is_that_of_the_bytes() -> None:
     assert times(play(asked(0.0), SPLIT, speeds, token_bytes=4096))[0][0] == pytest.approx(0.13 + 0.4096)
 
 
+def test_transfers_to_one_language_instance_share_its_link() -> None:
+    """Two pictures are encoded at once; over one link, each transfer takes twice as long."""
+    speeds = msgspec.structs.replace(SPEEDS, bandwidth=1e6, slack=0, prefill=Curve(each=1e-9))
+    together = play(asked(0.0, 0.0), Deployment(2, 1), speeds, token_bytes=4096, draws=1)
+    arrived = 0.1 + 2 * 0.4096  # both; one of them waits for the step of the other
+    assert [one.first for one in together.requests] == pytest.approx([arrived + 0.01, arrived + 0.02], abs=1e-5)
+    apart = play(asked(0.0, 0.0), Deployment(2, 2), speeds, token_bytes=4096, draws=1)
+    assert [one.first for one in apart.requests] == pytest.approx([0.1 + 0.4096 + 0.01] * 2, abs=1e-5)
+
+
 def test_requests_that_wait_for_others_to_end_have_not_begun() -> None:
     outcome = play(asked(0.0, 0.0, 0.0), WHOLE, SPEEDS, concurrency=1)
     assert [one.began for one in outcome.requests] == pytest.approx([0.0, 0.13, 0.26])

@@ -18,6 +18,20 @@ def test_the_times_are_those_of_the_benchmark(cv: float) -> None:
     assert (asked[0].visual_tokens, asked[0].prompt_tokens) == (96, 196)
 
 
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (None, [(1, 2, 3), (1, 2, 3), (1, 2, 3)]),
+        (1, [(1,), (2,), (3,)]),
+        (2, [(1, 2), (3, 1), (2, 3)]),
+        (4, [(1, 2, 3, 1), (2, 3, 1, 2), (3, 1, 2, 3)]),
+    ],
+)
+def test_sizes_are_taken_in_turn_over_all_requests(images: int | None, expected: list[tuple[int, ...]]) -> None:
+    asked = Workload(pictures=(1, 2, 3), images=images, rate=1.0, requests=3).asked()
+    assert [one.pictures for one in asked] == expected
+
+
 def test_a_workload_that_takes_minutes_to_play_is_refused() -> None:
     with pytest.raises(WorkloadInvalid, match="fewer requests"):
         Workload(pictures=(1,), rate=1.0, requests=100_000, output_tokens=1000).check()
@@ -28,6 +42,7 @@ def test_a_workload_that_takes_minutes_to_play_is_refused() -> None:
     [
         ({"requests": 200_001, "output_tokens": 1}, "--images: at most 200,000"),
         ({"requests": 30_000, "pictures": (1,) * 1000}, "--images: at most 200,000"),
+        ({"requests": 300, "images": 1000}, "--images: at most 200,000"),
         ({"rate": 1e-300}, "--rate: at least 1e-06"),
         ({"burstiness_cv": 1e9}, "--burstiness-cv: 0, or from 0.001 to 1000"),
         ({"burstiness_cv": 1e300}, "--burstiness-cv"),

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from embferry.plan.model import Model
     from embferry.plan.pool import Pool
     from embferry.plan.speeds import Speeds
+    from embferry.plan.text import Pictures
 
 _SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
 _LOOPBACK = re.compile(r"https?://(localhost|127(\.\d+){3}|\[::1\])(:\d+)?(/.*)?")
 OUTSIDE = 1
-"""Exit status of ``--check`` if a prediction is off by more than a fifth, and of a deployment that does not answer."""
+"""Exit status of ``--check`` if a prediction is off by more than a fifth, of a rate that the devices do not carry, and
+of a deployment that does not answer."""
 
 
 def command(
@@ -35,7 +37,9 @@ def command(
     images: Annotated[int, typer.Option(min=0, max=1000, help="Pictures a request.", metavar="N")] = 1,
     size: Annotated[
         list[str] | None,
-        typer.Option(help="Pixels of a picture; of several, each in turn. [default: 1024x768]", metavar="WxH"),
+        typer.Option(
+            help="Pixels of a picture; several are taken in turn, over all requests. [default: 1024x768]", metavar="WxH"
+        ),
     ] = None,
     image_tokens: Annotated[
         int | None, typer.Option(min=1, help="Visual tokens of a picture, instead of its size.", metavar="TOKENS")
@@ -75,7 +79,7 @@ def command(
         float | None, typer.Option(help="Seconds of the language model, of a token of an answer.", metavar="SECONDS")
     ] = None,
     bandwidth: Annotated[
-        float | None, typer.Option(help="Bytes a second between the instances.", metavar="BYTES")
+        float | None, typer.Option(help="Bytes a second of each language instance's link.", metavar="BYTES")
     ] = None,
     cores: Annotated[
         float | None,
@@ -106,18 +110,21 @@ def command(
     """Plan encoders and language instances: how many of each.
 
     Speeds come from --speeds, from a running deployment (--measure), or from the options that end with seconds. With
-    --check the exit status is 1 if a prediction is off by more than a fifth.
+    --check the exit status is 1 if a prediction is off by more than a fifth; without it, if the devices do not carry
+    the rate.
     """
     need("httpx", extra="router")
     from embferry.plan import advice as advices
     from embferry.plan import files, text
-    from embferry.plan.errors import MeasuringFailed, PlanError, SpeedsInvalid
+    from embferry.plan.errors import MeasuringFailed, PlanError, RateNotCarried, SpeedsInvalid, WorkloadInvalid
     from embferry.plan.pool import Pool
     from embferry.plan.speeds import encoded
     from embferry.plan.workload import Workload
 
     options = locals()
     try:
+        if plot is not None and plot.suffix.lower() != ".svg":
+            raise WorkloadInvalid(f"--plot {plot}: plots are drawn as SVG; give a name that ends with .svg")
         known = files.read_model(model)
         found = _speeds(options, known)
         if save is not None:
@@ -129,9 +136,10 @@ def command(
         if check is not None:
             _check(check, encoders, languages, found, known, pool, as_json=json_)
             return
-        pictures, told = _pictures(known, images, size or [], image_tokens)
+        pictures = _pictures(known, images, size or [], image_tokens)
         workload = Workload(
-            pictures=pictures,
+            pictures=tuple(tokens for _, tokens in pictures.sizes),
+            images=images,
             rate=rate,
             burstiness_cv=burstiness_cv,
             text_tokens=prompt_tokens,
@@ -146,11 +154,12 @@ def command(
         if plot is not None:
             _draw(plot, advice, workload, found, known, pool)
     except PlanError as error:
-        fail(f"{error.code}: {error.detail}", status=OUTSIDE if isinstance(error, MeasuringFailed) else BAD_USAGE)
+        is_usage = not isinstance(error, MeasuringFailed | RateNotCarried)
+        fail(f"{error.code}: {error.detail}", status=BAD_USAGE if is_usage else OUTSIDE)
     if json_:
-        typer.echo(json.dumps(text.as_object(known, advice, found), indent=1))
+        typer.echo(json.dumps(text.as_object(known, advice, found, pictures), indent=1))
     else:
-        report, width = text.report(known, advice, found, told), width_of(sys.stdout)
+        report, width = text.report(known, advice, found, pictures), width_of(sys.stdout)
         parts = (
             [folded(line, width) for line in report.head],
             report.table,
@@ -159,31 +168,28 @@ def command(
         typer.echo("\n\n".join("\n".join(lines) for lines in parts))
 
 
-def _pictures(known: Model, images: int, sizes: Sequence[str], tokens: int | None) -> tuple[tuple[int, ...], str]:
-    """Returns the visual tokens of each picture of a request, and the pictures in words.
+def _pictures(known: Model, images: int, sizes: Sequence[str], tokens: int | None) -> Pictures:
+    """Returns the pictures of the requests.
 
     Raises:
         WorkloadInvalid: a size is none.
         ModelUnknown: the model does not say how many tokens a picture has.
     """
     from embferry.plan.errors import WorkloadInvalid
+    from embferry.plan.text import Pictures
 
     if not images:
         raise WorkloadInvalid("--images 0: without pictures there is nothing to encode, so nothing to split")
     if tokens is not None:
         if sizes:
             raise WorkloadInvalid("--size and --image-tokens say the same in two ways; give one of them")
-        each = [(f"{tokens:,} visual tokens", tokens)]
-    else:
-        each = []
-        for size in sizes or ["1024x768"]:
-            if (sides := _SIZE.fullmatch(size)) is None:
-                raise WorkloadInvalid(f"--size {size}: give width and height in pixels, such as 1024x768")
-            count = known.tokens(int(sides[1]), int(sides[2]))
-            each.append((f"{size} = {count:,} visual tokens", count))
-    pictures = tuple(each[number % len(each)][1] for number in range(images))
-    told = ", ".join(dict.fromkeys(name for name, _ in each))
-    return pictures, f"{images} picture{'' if images == 1 else 's'} a request ({told})"
+        return Pictures(images, ((None, tokens),))
+    each = []
+    for size in sizes or ["1024x768"]:
+        if (sides := _SIZE.fullmatch(size)) is None:
+            raise WorkloadInvalid(f"--size {size}: give width and height in pixels, such as 1024x768")
+        each.append((size, known.tokens(int(sides[1]), int(sides[2]))))
+    return Pictures(images, tuple(each))
 
 
 def _speeds(options: dict[str, Any], known: Model) -> Speeds:
@@ -212,6 +218,10 @@ def _speeds(options: dict[str, Any], known: Model) -> Speeds:
     if options["bandwidth"] is not None:
         changed["bandwidth"] = options["bandwidth"]
     if options["cores"] is not None:
+        if not options["cores"] >= 0:
+            raise SpeedsInvalid(
+                f"--cores {options['cores']:g}: give a number above 0, or 0 if each instance has a device of its own"
+            )
         changed["cores"] = options["cores"] or None
     measured = [url for url in (options["measure"], options["measure_split"]) if url]
     if options["speeds"] is not None and measured:
@@ -324,22 +334,22 @@ def _draw(path: Path, advice: Any, workload: Any, found: Speeds, known: Model, p
     """Writes the plot.
 
     Raises:
-        WorkloadInvalid: the file cannot be written, or the plays would take minutes.
+        WorkloadInvalid: the file cannot be written.
     """
     import msgspec
 
     from embferry.plan import plot
-    from embferry.plan.advice import check_work
+    from embferry.plan.effort import effort
     from embferry.plan.errors import WorkloadInvalid
     from embferry.plan.simulation import play
 
-    check_work(workload.asked(), [advice.undivided.deployment, advice.split.deployment] * plot.RATES, found)
     most = max(advice.undivided.capacity, advice.split.capacity)
 
     def line(row: Any) -> plot.Line:
         def at(rate: float) -> Any:
             asked = msgspec.structs.replace(workload, rate=rate).asked()
-            return play(asked, row.deployment, found, known.token_bytes, pool)
+            part = effort(asked, [row.deployment] * plot.RATES, found)
+            return play(asked[: part.requests], row.deployment, found, known.token_bytes, pool, draws=part.draws)
 
         return plot.line(row, most, at)
 

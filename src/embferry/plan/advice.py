@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .capacity import Demands
+from .capacity import CORES, Demands
 from .deployment import MOST_DEVICES, Deployment, arrangements
-from .errors import WorkloadInvalid
+from .effort import effort
+from .errors import RateNotCarried
 from .outcome import Outcome
 from .pool import Pool, enough
-from .simulation import DRAWS, play
+from .simulation import play
 from .speeds import Speeds
 from .workload import Asked
 
@@ -20,12 +21,12 @@ FULL = 0.8
 MARGIN = 0.1
 """Differences below this are not worth more processes, and are within what a plan gets wrong."""
 MOST_SPLITS = 5
-MOST_WORK = 200_000_000
-"""Tokens of answers in all plays together, which take about a minute and a half."""
-PART = 20
-"""Tokens of answers that take as long to play as a request, a picture, or a part of a prompt."""
 AT_ONCE = 100
 """Requests that come at once to find out how many a second instances on shared cores carry."""
+AT_ONCE_WORK = 300_000
+"""The most work of playing them in one arrangement."""
+LONG_S = 60.0
+"""Times of a minute or more are told in seconds, shorter ones in milliseconds."""
 SHARED_DEVICES = 3
 """Instances on cores that they share, if the user does not say: two encoders and a language instance."""
 
@@ -35,7 +36,8 @@ class Row(msgspec.Struct, frozen=True):
 
     deployment: Deployment
     capacity: float
-    outcome: Outcome
+    outcome: Outcome | None
+    """None if the deployment does not carry the rate: the longer it lasts, the longer requests wait."""
     rate: float
     """Requests a second that are asked."""
 
@@ -44,9 +46,16 @@ class Row(msgspec.Struct, frozen=True):
         return self.rate <= self.capacity
 
     @property
+    def used(self) -> float:
+        """The share of its capacity that is asked for."""
+        return self.rate / self.capacity
+
+    @property
     def order(self) -> tuple[bool, float]:
         """The better row comes first: one that carries the rate, with the shorter times; else one that carries more."""
-        return (False, self.outcome.ttft(0.5) + self.outcome.ttft(0.95)) if self.carries else (True, -self.capacity)
+        if not self.carries or self.outcome is None:
+            return True, -self.capacity
+        return False, self.outcome.ttft(0.5) + self.outcome.ttft(0.95)
 
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +68,8 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     pool: Pool
     pool_why: str
+    played: str = ""
+    """The part of the requests that was played, in words; empty for all."""
 
     @property
     def best(self) -> Row:
@@ -91,46 +102,44 @@ def advise(
         pool: Of each language instance; None for one that is large enough.
 
     Raises:
-        WorkloadInvalid: no number of devices carries the rate, or the plays would take minutes.
+        RateNotCarried: no arrangement of the devices carries the rate, or no number of devices.
+        WorkloadInvalid: one request alone would take minutes to play.
     """
-    devices = devices if devices is not None else fewest(asked, rate, speeds)
+    demands = {kind: Demands.of(asked, speeds, token_bytes, is_split=kind) for kind in (False, True)}
+    devices = devices if devices is not None else _fewest(demands, rate)
     found = arrangements(devices, shared=speeds.cores is not None)
-    demands = {kind: Demands.of(asked, speeds, is_split=kind) for kind in (False, True)}
-    most = {one: carried(asked, one, speeds, demands[one.is_split]) for one in found}
-    splits = sorted((one for one in found if one.is_split), key=lambda one: -most[one])[:MOST_SPLITS]
+    bounds = {one: demands[one.is_split].capacity(one) for one in found}
+    splits = sorted((one for one in found if one.is_split), key=lambda one: -bounds[one])[:MOST_SPLITS]
     kept = [one for one in found if not one.is_split or one in splits]
-    check_work(asked, kept, speeds)
-    rows = tuple(Row(one, most[one], play(asked, one, speeds, token_bytes, pool), rate) for one in kept)
+    most = {one: carried(asked, one, speeds, demands[one.is_split], token_bytes) for one in kept}
+    if not any(rate <= most[one] for one in kept):
+        raise RateNotCarried(_not_carried(demands, rate, devices, max(kept, key=lambda one: most[one]), most))
+    playing = [one for one in kept if rate <= most[one]]
+    part = effort(asked, playing, speeds)
+
+    def played(one: Deployment) -> Outcome:
+        return play(asked[: part.requests], one, speeds, token_bytes, pool, draws=part.draws)
+
+    rows = tuple(Row(one, most[one], played(one) if one in playing else None, rate) for one in kept)
     undivided = min((row for row in rows if not row.deployment.is_split), key=lambda row: row.order)
     split = min((row for row in rows if row.deployment.is_split), key=lambda row: row.order)
     is_worth, why = verdict(undivided, split, is_shared=speeds.cores is not None)
     advised, reason = _pool(asked, split, block_size, pool)
     return Advice(
-        rows=rows, undivided=undivided, split=split, is_worth=is_worth, why=why, pool=advised, pool_why=reason
+        rows=rows,
+        undivided=undivided,
+        split=split,
+        is_worth=is_worth,
+        why=why,
+        pool=advised,
+        pool_why=reason,
+        played=part.told(len(asked)),
     )
 
 
-def check_work(asked: Sequence[Asked], deployments: Sequence[Deployment], speeds: Speeds) -> None:
-    """Checks that all plays together take a minute or two.
-
-    Raises:
-        WorkloadInvalid: they would take longer; the text says which option to change.
-    """
-    plays = sum(DRAWS if one.encoders > 1 else 1 for one in deployments)
-    steps = sum(
-        one.output_tokens + PART * (1 + len(one.pictures) + one.prompt_tokens // speeds.batch_tokens) for one in asked
-    )
-    if plays * steps <= MOST_WORK:
-        return
-    fewer = len(asked) * MOST_WORK // (plays * steps)
-    if fewer >= 2:
-        raise WorkloadInvalid(f"--requests {len(asked)}: too many to play through {plays} times; give {fewer} at most")
-    raise WorkloadInvalid(
-        f"a prompt of {asked[0].prompt_tokens:,} tokens takes too many steps of batch_tokens ({speeds.batch_tokens})"
-    )
-
-
-def carried(asked: Sequence[Asked], deployment: Deployment, speeds: Speeds, demands: Demands) -> float:
+def carried(
+    asked: Sequence[Asked], deployment: Deployment, speeds: Speeds, demands: Demands, token_bytes: int = 0
+) -> float:
     """Returns the most requests a second that a deployment carries.
 
     On shared cores a slow stage gets only its share of them, however little the others need it to wait. So the bound is
@@ -140,23 +149,50 @@ def carried(asked: Sequence[Asked], deployment: Deployment, speeds: Speeds, dema
     if speeds.cores is None:
         return bound
     at_once = [msgspec.structs.replace(one, at=0.0) for one in asked[:AT_ONCE]]
-    return min(bound, play(at_once, deployment, speeds).throughput)
+    part = effort(at_once, [deployment], speeds, AT_ONCE_WORK)
+    return min(bound, play(at_once[: part.requests], deployment, speeds, token_bytes, draws=part.draws).throughput)
 
 
-def fewest(asked: Sequence[Asked], rate: float, speeds: Speeds) -> int:
+def fewest(asked: Sequence[Asked], rate: float, speeds: Speeds, token_bytes: int = 0) -> int:
     """Returns the fewest devices with which a deployment carries the rate with a reserve.
 
     Raises:
-        WorkloadInvalid: there is none.
+        RateNotCarried: there is none.
     """
-    if speeds.cores is not None:
+    return _fewest({kind: Demands.of(asked, speeds, token_bytes, is_split=kind) for kind in (False, True)}, rate)
+
+
+def _fewest(demands: dict[bool, Demands], rate: float) -> int:
+    if demands[False].speeds.cores is not None:
         return SHARED_DEVICES
-    demands = {kind: Demands.of(asked, speeds, is_split=kind) for kind in (False, True)}
-    for devices in range(2, MOST_DEVICES + 1):
-        if any(rate <= FULL * demands[one.is_split].capacity(one) for one in arrangements(devices)):
-            return devices
-    raise WorkloadInvalid(
-        f"--rate {rate:g}: {MOST_DEVICES} devices do not carry it; lower it, or name their number: --devices N"
+    smallest = _smallest(demands, rate)
+    if smallest.instances > MOST_DEVICES:
+        raise RateNotCarried(
+            f"--rate {rate:g}: {MOST_DEVICES} devices do not carry it; it takes {smallest.instances:,} "
+            f"({smallest.name}) by the demand law. Lower it, or name the number of devices: --devices N"
+        )
+    return max(2, smallest.instances)
+
+
+def _smallest(demands: dict[bool, Demands], rate: float) -> Deployment:
+    """Returns the smallest deployment that carries the rate with a reserve, by the demand law."""
+    return min((one.fewest(rate / FULL) for one in demands.values()), key=lambda one: one.instances)
+
+
+def _not_carried(
+    demands: dict[bool, Demands], rate: float, devices: int, best: Deployment, most: dict[Deployment, float]
+) -> str:
+    """Returns that nothing carries the rate, what carries most, and how much it would take."""
+    stages = demands[best.is_split].stages(best)
+    smallest = _smallest(demands, rate)
+    cores = demands[smallest.is_split].stages(smallest).get(CORES, 0.0) * (demands[False].speeds.cores or 0.0)
+    needs = f"{smallest.instances:,} devices ({smallest.name})"
+    if cores:
+        needs = f"{cores * rate / FULL:.3g} cores, and {smallest.instances:,} instances ({smallest.name})"
+    return (
+        f"--rate {rate:g}: no arrangement of {devices} {'instances' if cores else 'devices'} carries it. The most is "
+        f"{most[best]:.3g} requests/s ({best.name}), where {max(stages, key=lambda name: stages[name])} is the slowest "
+        f"stage. By the demand law it takes {needs}"
     )
 
 
@@ -175,6 +211,8 @@ def verdict(undivided: Row, split: Row, *, is_shared: bool) -> tuple[bool, str]:
             f"{undivided.capacity:.3g}. {'They need more cores' if is_shared else 'Give more devices: --devices N'}."
         )
     before, after = undivided.outcome, split.outcome
+    assert before is not None
+    assert after is not None, "what carries the rate was played"
     pairs = {
         "the time to first token is {} in the median": (before.ttft(0.5), after.ttft(0.5)),
         "{} at the 95th percentile": (before.ttft(0.95), after.ttft(0.95)),
@@ -196,20 +234,30 @@ def verdict(undivided: Row, split: Row, *, is_shared: bool) -> tuple[bool, str]:
 
 
 def _times(before: float, after: float) -> str:
+    if max(before, after) >= LONG_S:
+        return f"{seconds_text(after)} instead of {seconds_text(before)}"
     digits = 1 if max(before, after) < 0.0995 else 0
     return f"{after * 1e3:.{digits}f} ms instead of {before * 1e3:.{digits}f} ms"
+
+
+def seconds_text(seconds: float) -> str:
+    """Returns a long time in seconds, with three figures."""
+    return f"{float(f'{seconds:.3g}'):,g} s"
 
 
 def _pool(asked: Sequence[Asked], split: Row, block_size: int, given: Pool | None) -> tuple[Pool, str]:
     """Returns the pool to take, and why."""
     largest = max(one.visual_tokens for one in asked)
-    needed = max(largest, split.outcome.peak_arriving)
+    outcome = split.outcome
+    needed = max(largest, outcome.peak_arriving if outcome is not None else 0)
     best = enough(needed, block_size)
-    if needed > largest:
+    if outcome is None:
+        why = f"the embeddings of the largest request, {largest:,} tokens; a split does not carry the rate"
+    elif needed > largest:
         why = f"{needed:,} tokens were under way to one language instance at the busiest moment, so none is resumed"
     else:
         why = f"the embeddings of the largest request, {largest:,} tokens; no more were under way at once"
-    if given is not None:
-        resumes = f"{split.outcome.resumes:,} resumed transfers for {len(split.outcome.requests):,} requests"
+    if given is not None and outcome is not None:
+        resumes = f"{outcome.resumes:,} resumed transfers for {len(outcome.requests):,} requests"
         why += f"; with the {given.tokens:,} tokens given there are {resumes}"
     return best, why

@@ -24,6 +24,12 @@ class WorkloadInvalid(PlanError):
     code = "plan_workload_invalid"
 
 
+class RateNotCarried(PlanError):
+    """No arrangement of the devices carries the rate. The message says how many devices or cores would."""
+
+    code = "plan_rate_not_carried"
+
+
 class SpeedsMissing(PlanError):
     """Nothing says how fast the stages are. Give a file, measure a deployment, or name the speeds."""
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from .clock import Clock, Then
 from .deployment import Deployment
 from .engine import Engine, Prompt
+from .link import Link
 from .outcome import Ended, Outcome, pooled
 from .pool import Pool
 from .speeds import Speeds
@@ -34,7 +35,7 @@ class Language:
     """An instance that answers; without encoders it encodes too."""
 
     def __init__(self, clock: Clock, speeds: Speeds) -> None:
-        self.front, self.engine = Station(clock), Engine(clock, speeds)
+        self.front, self.engine, self.link = Station(clock), Engine(clock, speeds), Link(clock)
         self.requests = 0
         self.arriving = 0
         """Visual tokens between encoder and language instance."""
@@ -138,7 +139,7 @@ class Simulation:
 
         def encoded() -> None:
             encoder.pictures -= 1
-            self._clock.after(self._transfer(tokens, language), moved)
+            self._transfer(tokens, language, moved)
 
         def moved() -> None:
             self._clock.work(speeds.handover.at(tokens), arrived)
@@ -149,14 +150,17 @@ class Simulation:
 
         encoder.front.add(speeds.prepare.at(tokens), prepared)
 
-    def _transfer(self, tokens: int, language: Language) -> float:
-        """Returns the seconds of a transfer that begins now, by the room that the pool has."""
+    def _transfer(self, tokens: int, language: Language, then: Then) -> None:
+        """Moves an embedding over the link of its language instance; resumed transfers take time before that."""
         resumes = self._pool.resumes(tokens, language.arriving) if self._pool is not None else 0
         self._resumes += resumes
         language.arriving += tokens
         self._peak = max(self._peak, language.arriving)
         bandwidth = self._speeds.bandwidth
-        return resumes * self._speeds.resume + (tokens * self._token_bytes / bandwidth if bandwidth else 0.0)
+        seconds = tokens * self._token_bytes / bandwidth if bandwidth else 0.0
+        self._clock.after(
+            resumes * self._speeds.resume, lambda: language.link.add(seconds, then) if seconds else then()
+        )
 
     def _encoder(self) -> Encoder:
         """Returns the encoder for a picture: its home, unless that has much more to do than another."""
@@ -183,14 +187,15 @@ def plays(
     token_bytes: int = 0,
     pool: Pool | None = None,
     concurrency: int = 0,
+    draws: int = DRAWS,
 ) -> list[Outcome]:
     """Returns what may come of requests in a deployment; the arguments are those of :class:`Simulation`.
 
     A picture has its home by its content, which a plan does not know. Where there are several encoders, the requests
-    are played :data:`DRAWS` times: one play alone says as much about its draw as about the deployment.
+    are played ``draws`` times: one play alone says as much about its draw as about the deployment.
     """
-    draws = range(DRAWS if deployment.encoders > 1 else 1)
-    return [Simulation(deployment, speeds, token_bytes, pool, draw).play(asked, concurrency) for draw in draws]
+    drawn = range(draws if deployment.encoders > 1 else 1)
+    return [Simulation(deployment, speeds, token_bytes, pool, draw).play(asked, concurrency) for draw in drawn]
 
 
 def play(
@@ -200,6 +205,7 @@ def play(
     token_bytes: int = 0,
     pool: Pool | None = None,
     concurrency: int = 0,
+    draws: int = DRAWS,
 ) -> Outcome:
     """Returns all :func:`plays` as one outcome."""
-    return pooled(plays(asked, deployment, speeds, token_bytes, pool, concurrency))
+    return pooled(plays(asked, deployment, speeds, token_bytes, pool, concurrency, draws))

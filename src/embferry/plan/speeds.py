@@ -28,7 +28,8 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             unless ``bandwidth`` is given.
         split_request: What splitting adds to every request: the router.
         split_step: A step of a language instance whose tokens go through the router; None if that adds nothing.
-        bandwidth: Bytes a second of the transfer; None if ``handover`` includes it.
+        bandwidth: Bytes a second of each language instance's link, which the transfers to it share; None if
+            ``handover`` includes the transfer.
         resume: Seconds of one resumed transfer, when the pool is smaller than what arrives.
         cores: Cores that all instances share; None if each has a device of its own.
         load: Cores that one busy instance fills. Above 1 if it works on several threads.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .advice import Advice, Row
+from .advice import LONG_S, Advice, Row, seconds_text
 from .model import Model
 from .speeds import Speeds
 
@@ -23,21 +23,40 @@ class Report(NamedTuple):
     tail: list[str]
 
 
-def report(model: Model, advice: Advice, speeds: Speeds, picture: str) -> Report:
+class Pictures(NamedTuple):
+    """How many pictures a request has, and their sizes, which are taken in turn over all requests.
+
+    A size is its width and height, or None where only its visual tokens are known.
+    """
+
+    images: int
+    sizes: tuple[tuple[str | None, int], ...]
+
+    @property
+    def told(self) -> str:
+        """The pictures in words."""
+        each = [f"{f'{size} = ' if size else ''}{tokens:,} visual tokens" for size, tokens in self.sizes]
+        turn = ", in turn" if len(each) > 1 else ""
+        return f"{self.images} picture{'' if self.images == 1 else 's'} a request ({', '.join(each)}{turn})"
+
+
+def report(model: Model, advice: Advice, speeds: Speeds, pictures: Pictures) -> Report:
     """Returns the report.
 
     Args:
         model: The model.
         advice: The plan.
         speeds: What it stands on.
-        picture: The pictures of a request, in words.
+        pictures: Of each request.
     """
     pool = advice.pool
     size = pool.tokens * model.token_bytes
     blocks = f"{pool.blocks:,} block{'' if pool.blocks == 1 else 's'}"
+    token = f"{bytes_text(model.token_bytes)} a visual token"
     head = [
-        f"{model.name}: {picture}, {bytes_text(model.token_bytes)} a visual token; {advice.split.rate:g} requests/s",
+        f"{model.name}: {pictures.told}, {token}; {advice.split.rate:g} requests/s",
         f"speeds: {speeds.source}{_cores(speeds)}",
+        *([advice.played] if advice.played else []),
     ]
     tail = [
         f"take: {advice.best.deployment.name}",
@@ -60,14 +79,17 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def as_object(model: Model, advice: Advice, speeds: Speeds) -> dict[str, Any]:
-    """Returns the plan as JSON has it; times in seconds."""
+def as_object(model: Model, advice: Advice, speeds: Speeds, pictures: Pictures) -> dict[str, Any]:
+    """Returns the plan as JSON has it; times in seconds, and null where a deployment does not carry the rate."""
     pool = advice.pool
     return {
         "model": model.name,
         "token_bytes": model.token_bytes,
+        "images": pictures.images,
+        "sizes": [{"size": size, "tokens": tokens} for size, tokens in pictures.sizes],
         "rate": advice.split.rate,
         "speeds": speeds.source,
+        "played": advice.played,
         "rows": [_object(row) for row in advice.rows],
         "take": _object(advice.best),
         "worth_it": advice.is_worth,
@@ -91,15 +113,23 @@ def bytes_text(count: float) -> str:
     return f"{count:,.1f} GiB"
 
 
+def time_text(seconds: float) -> str:
+    """Returns a time for a column of milliseconds; a long one in seconds."""
+    return seconds_text(seconds) if seconds >= LONG_S else f"{seconds * 1e3:,.0f}"
+
+
 def _cells(row: Row, is_best: bool) -> tuple[str, ...]:
     outcome, deployment = row.outcome, row.deployment
+    name, most, used = ("> " if is_best else "  ") + deployment.name, f"{row.capacity:.2f}", f"{row.used:.0%}"
+    if outcome is None:
+        return name, most, used, *["-"] * (len(HEAD) - 3)
     return (
-        ("> " if is_best else "  ") + deployment.name,
-        f"{row.capacity:.2f}",
-        f"{row.rate / row.capacity:.0%}",
-        f"{outcome.ttft(0.5) * 1e3:,.0f}",
-        f"{outcome.ttft(0.95) * 1e3:,.0f}",
-        f"{outcome.latency(0.95) * 1e3:,.0f}",
+        name,
+        most,
+        used,
+        time_text(outcome.ttft(0.5)),
+        time_text(outcome.ttft(0.95)),
+        time_text(outcome.latency(0.95)),
         f"{outcome.throughput:.2f}",
         f"{outcome.encoder_busy:.0%}" if deployment.is_split else "-",
         f"{outcome.language_busy:.0%}",
@@ -112,14 +142,15 @@ def _object(row: Row) -> dict[str, Any]:
         "encoders": deployment.encoders,
         "languages": deployment.languages,
         "capacity": row.capacity,
+        "used": row.used,
         "carries": row.carries,
-        "ttft_p50": outcome.ttft(0.5),
-        "ttft_p95": outcome.ttft(0.95),
-        "answer_p95": outcome.latency(0.95),
-        "throughput": outcome.throughput,
-        "encoder_busy": outcome.encoder_busy,
-        "language_busy": outcome.language_busy,
-        "resumes": outcome.resumes,
+        "ttft_p50": outcome and outcome.ttft(0.5),
+        "ttft_p95": outcome and outcome.ttft(0.95),
+        "answer_p95": outcome and outcome.latency(0.95),
+        "throughput": outcome and outcome.throughput,
+        "encoder_busy": outcome and outcome.encoder_busy,
+        "language_busy": outcome and outcome.language_busy,
+        "resumes": outcome and outcome.resumes,
     }
 
 

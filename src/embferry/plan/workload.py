@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import numpy as np
 
@@ -36,7 +38,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """The requests of users.
 
     Attributes:
-        pictures: Visual tokens of each picture of a request.
+        pictures: Visual tokens of pictures, which are taken in turn, over all pictures of all requests.
+        images: Pictures of a request; None for one of each.
         rate: Requests a second, on average.
         burstiness_cv: Coefficient of variation of the gaps: 1 is a Poisson process, 4.9 bursty, 0 a clock.
         text_tokens: Tokens of the prompt beside the pictures.
@@ -52,6 +55,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int = 64
     requests: int = 500
     seed: int = 0
+    images: int | None = None
 
     def check(self) -> None:
         """Checks the parameters.
@@ -71,7 +75,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
                 self.requests * self.output_tokens > MOST_STEPS
             ),
             f"--requests times --images: at most {MOST_PICTURES:,}; fewer requests say the same": (
-                self.requests * max(1, len(self.pictures)) > MOST_PICTURES
+                self.requests * max(1, self.images or len(self.pictures)) > MOST_PICTURES
             ),
         }
         for rule, broken in wrong.items():
@@ -87,4 +91,6 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         self.check()
         plan = Plan(requests=self.requests, rate=self.rate, burstiness_cv=self.burstiness_cv, seed=self.seed)
         times = arrivals(plan, np.random.default_rng(self.seed).spawn(4)[0])  # the same draw as in the benchmark
-        return [Asked(at, self.pictures, self.text_tokens, self.output_tokens) for at in times]
+        images = len(self.pictures) if self.images is None else self.images
+        turn = itertools.cycle(self.pictures)
+        return [Asked(at, tuple(itertools.islice(turn, images)), self.text_tokens, self.output_tokens) for at in times]
