@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from embferry.models import hub, model_path
+from embferry.plan.errors import ModelUnknown
+from embferry.plan.files import read_model
 
 NAME = "owner/tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -101,6 +103,22 @@ def test_a_model_is_downloaded_once_and_found_by_its_name(served: type[Hub]) -> 
     served.asked.clear()
     assert hub.cached(NAME) == model_path(NAME) == directory
     assert served.asked == []  # a worker needs no network
+
+
+def test_a_plan_downloads_the_settings_alone(served: type[Hub]) -> None:
+    served.files["config.json"] = served.files["config.json"].replace(b"qwen", b"other")
+    assert read_model(NAME).tokens(128, 128) == 64
+    assert not [asked for asked in served.asked if "safetensors" in asked or "tokenizer" in asked]
+
+
+def test_a_plan_says_as_a_server_does_that_a_model_cannot_be_downloaded(
+    served: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelUnknown, match=r"cannot be downloaded: .*hf download owner/tiny --local-dir DIR"):
+        read_model(NAME)
 
 
 def test_a_model_of_another_family_is_refused_before_its_weights_are_downloaded(served: type[Hub]) -> None:

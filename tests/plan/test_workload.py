@@ -40,9 +40,9 @@ def test_a_workload_that_takes_minutes_to_play_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"requests": 200_001, "output_tokens": 1}, "--images: at most 200,000"),
-        ({"requests": 30_000, "pictures": (1,) * 1000}, "--images: at most 200,000"),
-        ({"requests": 300, "images": 1000}, "--images: at most 200,000"),
+        ({"requests": 1_000_001, "output_tokens": 1}, "--images: at most 1,000,000"),
+        ({"requests": 30_000, "pictures": (1,) * 1000}, "--images: at most 1,000,000"),
+        ({"requests": 1001, "images": 1000}, "--images: at most 1,000,000"),
         ({"rate": 1e-300}, "--rate: at least 1e-06"),
         ({"burstiness_cv": 1e9}, "--burstiness-cv: 0, or from 0.001 to 1000"),
         ({"burstiness_cv": 1e300}, "--burstiness-cv"),

@@ -11,6 +11,8 @@ from embferry.models.checkpoints import check_family
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
 """The files that the engine reads of a repository. Others hold the same weights again, or programs."""
+SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+"""The files that say which embeddings a model has; a few kilobytes."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -41,10 +43,41 @@ def download(name: str, say: Callable[[str], None]) -> Path:
     Raises:
         ValueError: it cannot be downloaded, or is of another family; the message says what to do.
     """
+
+    def fetch(snapshot_download: Callable[..., str]) -> str:
+        from huggingface_hub.utils.tqdm import enable_progress_bars
+
+        check_family(Path(snapshot_download(name, allow_patterns=["config.json"])))
+        if sys.stderr.isatty():
+            enable_progress_bars()
+        say(f"downloading {name} from the Hugging Face Hub")
+        return snapshot_download(name, allow_patterns=list(FILES))
+
+    return _fetched(name, fetch)
+
+
+def download_settings(name: str) -> Path:
+    """Downloads the settings of a model of any family, without weights.
+
+    Args:
+        name: as on the hub.
+
+    Raises:
+        ValueError: they cannot be downloaded; the message says what to do.
+    """
+    return _fetched(name, lambda snapshot_download: snapshot_download(name, allow_patterns=list(SETTINGS)))
+
+
+def _fetched(name: str, fetch: Callable[[Callable[..., str]], str]) -> Path:
+    """Returns the directory that ``fetch`` downloads with ``snapshot_download``.
+
+    Raises:
+        ValueError: it cannot be downloaded; the message says what to do.
+    """
     instead = f"or download it elsewhere and give its directory: hf download {name} --local-dir DIR"
     try:
         from huggingface_hub import errors, snapshot_download
-        from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise ValueError(
             f"{name} is not on this machine, and huggingface_hub, which downloads models, is not installed: "
@@ -52,11 +85,7 @@ def download(name: str, say: Callable[[str], None]) -> Path:
         ) from error
     disable_progress_bars()
     try:
-        check_family(Path(snapshot_download(name, allow_patterns=["config.json"])))
-        if sys.stderr.isatty():
-            enable_progress_bars()
-        say(f"downloading {name} from the Hugging Face Hub")
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        return Path(fetch(snapshot_download))
     except errors.GatedRepoError as error:
         why = f"https://huggingface.co/{name} asks for its terms to be accepted; accept them there and set HF_TOKEN"
         raise ValueError(f"{why}, {instead}") from error

@@ -8,6 +8,7 @@ from typing import Any
 from embferry.bench.results import read_file
 from embferry.models import model_path
 from embferry.models.checkpoints import CONFIG, PICTURES, PROCESSOR, read_object
+from embferry.models.hub import download_settings, is_hub_name
 
 from .errors import ModelUnknown, SpeedsInvalid
 from .model import Model, model
@@ -26,12 +27,26 @@ def read_model(name: str) -> Model:
     try:
         path = Path(name).expanduser()
         is_file = path.is_file()
-        folder = path.parent if is_file else model_path(name)
+        folder = path.parent if is_file else _folder(name)
         config = read_object(path if is_file else folder / CONFIG)
         processor = read_object(folder / PICTURES) | _of_pictures(read_object(folder / PROCESSOR))
     except (OSError, ValueError) as error:
         raise ModelUnknown(str(error)) from error
     return model(name, config, processor)
+
+
+def _folder(name: str) -> Path:
+    """Returns the directory of a model; of one on the hub that is not here yet, the settings are downloaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return model_path(name)
+    except ValueError:
+        if not is_hub_name(name) or Path(name).expanduser().is_dir():
+            raise
+        return download_settings(name)
 
 
 def read_speeds(path: Path) -> Speeds:

@@ -13,8 +13,8 @@ from .errors import WorkloadInvalid
 
 MOST_STEPS = 2_000_000
 """Tokens of all answers; more would take minutes to play through."""
-MOST_PICTURES = 200_000
-"""The same for all pictures."""
+MOST_PICTURES = 1_000_000
+"""The same for all pictures: twice those of the usual number of requests with the most pictures each."""
 
 
 class Asked(msgspec.Struct, frozen=True):
