@@ -45,7 +45,8 @@ def page() -> str:
     parts += ["## Errors of the HTTP API\n", _table(api)]
     plan = [(cls.code, cls.http_status, cls.default_retryable, _first_line(cls)) for cls in _tree(PlanError)]
     parts += [
-        "## Errors of `embferry plan`\n\nOn standard error, with the exit status 2, or 1 where a server is measured or the devices do not carry\nthe rate.\n"
+        "## Errors of `embferry plan`\n\nOn standard error, with the exit status 2, or 1 where a server is measured or "
+        "the devices do not carry\nthe rate.\n"
     ]
     parts += [_table(plan)]
     return "\n".join(parts)
