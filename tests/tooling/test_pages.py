@@ -37,7 +37,9 @@ NOT_OURS = {
         "--master-addr",
         "--otlp-traces-endpoint",
         "--tensor-parallel-size",
+        "--shutdown-timeout",
     ),  # of vLLM
+    *("--reset-then-reuse-values", "--reuse-values"),  # of Helm
     *("--encoder-only", "--language-only", "--encoder-urls", "--encoder-transfer-backend"),  # of SGLang
     *("--dp-size", "--enable-dp-attention", "--tokenizer-worker-num"),  # of SGLang
     *("--enable-trace", "--trace-modules", "--otlp-service-name"),  # of SGLang
