@@ -40,7 +40,7 @@ FEW = ("--requests", 4, "--rate", "inf", "--max-images", 1, "--max-image-tokens"
         (["--url", "http://127.0.0.1:9"], "lists no model"),
         (["--url", "http://127.0.0.1:9", "--model", "m", "--extra", "[]"], "--extra"),
         (["--url", "http://127.0.0.1:9", "--model", "m", "--extra", "{"], "Expecting"),
-        (["--url", "http://127.0.0.1:9", "--model", "m", "--rate", "0"], "rate: above 0"),
+        (["--url", "http://127.0.0.1:9", "--model", "m", "--rate", "0"], "rate: at least 1e-06"),
         (["--url", "http://127.0.0.1:9", "--model", "m", "--verify", "no-such-file"], "no-such-file is neither"),
         (["--show", "no-such-file"], "no-such-file"),
         (["--repeated", "0.9"], "--repeated"),
