@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 
 from embferry.kept.form import HEAD_BYTES, read_records
@@ -19,7 +18,6 @@ from embferry.serve.config import LanguageSettings, Settings
 from embferry.serve.supervisor import LocalCluster, ProcessView
 from embferry.serve.supervisor.temporary import LOCK
 from embferry.serve.undivided import UndividedAnswer
-from tests.serve.workers.joined import DEADLINE
 from tests.serve.workers.test_processes import START, wait
 from tests.serve.workers.test_what_survives import (
     Asking,
@@ -164,6 +162,7 @@ def check_answer(asking: Asking, expected: UndividedAnswer, count: int) -> None:
     assert transfer["initial"] + transfer["resumed"] == expected.visual_tokens - count
 
 
+@pytest.mark.sweeps  # with two workers, the one that answers is another; tests/kept restarts it as well
 def test_a_worker_that_restarts_goes_on_where_it_was(single: LocalCluster) -> None:
     encoded = encodes(single)
     asking, expected, killed, count, seed = kill_half_way(single)
@@ -187,15 +186,5 @@ def test_another_worker_on_the_host_goes_on_where_a_killed_one_was(pair: LocalCl
     assert metric(pair.url, "router_chat_second_attempts_total") >= 1
 
 
-def test_the_folder_is_closed_to_others(single: LocalCluster) -> None:
-    assert stat.S_IMODE(place_of(single).stat().st_mode) == 0o700
-
-
-def test_without_a_bound_nothing_is_kept(tmp_path: Path) -> None:
-    with LocalCluster(settings_for(1, kept_bytes=0), logs=tmp_path / "log") as cluster:
-        cluster.wait_ready(START)
-        assert cluster._kept.path is None
-        assert answered(cluster, next(SEEDS)).status == 200
-        (view,) = of_role(cluster, "language")
-        text = httpx.get(f"{view.url}/metrics", timeout=DEADLINE, trust_env=False).text
-        assert "embferry_language_unkept_total 0.0" in text
+def test_the_folder_is_closed_to_others(pair: LocalCluster) -> None:
+    assert stat.S_IMODE(place_of(pair).stat().st_mode) == 0o700
