@@ -18,8 +18,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts a job in the background. The processes of tests would ignore Ctrl-C as well, which tests send.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST_FIRST = ("workers/test_processes.py", "relay/test_relay.py")
-"""Files that take minutes. They run first: the last file that begins alone keeps the others waiting."""
+LONGEST_FIRST = (
+    "workers/test_processes.py",
+    "workers/test_flipped_bits.py",
+    "vllm/test_local.py",
+    "relay/test_relay.py",
+)
+"""Files that take a minute or more. They run first: the last file that begins alone keeps the others waiting."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
