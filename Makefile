@@ -48,7 +48,7 @@ demo: setup ## ask real questions about real pictures, across two workers
 	@$(PY) examples/demo.py
 
 # One run for both sets: what needs a core is computed while what needs a process waits, and modules are imported once.
-test: setup-tests ## what every change must pass, without engines of other projects: some minutes
+test: setup-tests ## what every change must pass, without engines of other projects: about ten minutes
 	@$(PY) -m pytest -m "not ($(OWN_RUN))" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## no processes, no sockets, no waiting

@@ -229,7 +229,8 @@ def test_two_equal_ports_of_a_pod_are_refused(values: dict[str, Any], places: tu
 
 
 def test_equal_ports_of_different_pods_are_taken() -> None:
-    text_of(merged(VLLM, {part: {"port": 8000} for part in WORKERS}))
+    text = text_of(merged(VLLM, {part: {"port": 8000} for part in WORKERS}))
+    assert text.count("containerPort: 8000") == 1 + len(WORKERS), "the router's and those of the workers"
 
 
 def paths(settings: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
