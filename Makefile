@@ -8,6 +8,10 @@ SGLANG_PY := .venv-sglang/bin/python
 VLLM := vllm or vllm_more or vllm_http
 OWN_RUN := sweeps or engines or sglang or browser or ray or ray_vllm or package or deploy or $(VLLM)
 
+# Files with tests of a set, and folders whose conftest.py marks them: the others are not collected.
+marked = $(patsubst %/conftest.py,%,$(shell grep -rl 'mark\.$(1)\b' tests --include='test_*.py' --include=conftest.py))
+
+SHELL := /bin/bash
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 # Tests start hundreds of processes. Without the files that Python compiles, each would compile the package again.
@@ -47,9 +51,22 @@ setup-vllm: ## make .venv-vllm, vLLM for CPUs: 2 GB
 demo: setup ## ask real questions about real pictures, across two workers
 	@$(PY) examples/demo.py
 
-# One run for both sets: what needs a core is computed while what needs a process waits, and modules are imported once.
-test: setup-tests ## what every change must pass, without engines of other projects: about ten minutes
-	@$(PY) -m pytest -m "not ($(OWN_RUN))" -n 3 --dist loadfile --no-loadscope-reorder
+test: setup-tests ## what every change must pass, without engines of other projects: about seven minutes
+	@$(MAKE) --no-print-directory --keep-going -j5 $(PARTS:%=part-%)
+
+# Parts of make test, the longest first. Each is a process that collects its own files: every worker of pytest-xdist collects all
+# of them, which would be a fifth of the work. "rest" has the folders that no other part names.
+PARTS := serve transfer vllm workers rest engine connectors
+workers := tests/serve/workers
+vllm := tests/serve/vllm tests/serve/top
+serve := tests/serve $(workers:%=--ignore=%) $(vllm:%=--ignore=%)
+transfer := tests/transfer tests/transports
+engine := tests/engine tests/cli tests/fuzz
+connectors := tests/connectors tests/disaggregation tests/discovery tests/cache
+rest := tests $(patsubst %,--ignore=%,tests/serve $(transfer) $(engine) $(connectors))
+
+part-%:
+	@set -o pipefail; $(PY) -m pytest -m "not ($(OWN_RUN))" $($*) 2>&1 | (trap "" INT; exec sed -u "s/^/$*: /")
 
 test-fast: setup ## no processes, no sockets, no waiting
 	@$(PY) -m pytest -m "not integration and not ($(OWN_RUN))" -n 2 --dist worksteal
@@ -82,7 +99,7 @@ relay: setup-tests ## every fault in every hop of a running stack, and FLIPS fli
 	@$(PY) -m tests.serve.relay --flips $(FLIPS)
 
 test-sweeps: setup-tests ## every fault in every hop of a running stack, many places, many requests: some minutes
-	@$(PY) -m pytest -m "sweeps and not engines" -n 3 --dist loadfile
+	@$(PY) -m pytest -m "sweeps and not engines" -n 3 --dist loadfile --no-loadscope-reorder $(call marked,sweeps)
 
 test-package: setup ## builds the wheel and the sdist, and installs them into empty environments: a minute
 	@$(PY) -m pytest -m package tests/tooling
@@ -94,7 +111,7 @@ test-browser: setup-browser ## the live page of a router in a real browser, Chro
 	@$(PY) -m pytest -m browser tests/serve/browser
 
 test-engines: setup-engines ## the mooncake and nixl transports on their real engines
-	@$(PY) -m pytest -m "engines and not ($(VLLM))" -n 2 --dist loadfile
+	@$(PY) -m pytest -m "engines and not ($(VLLM))" -n 2 --dist loadfile $(call marked,engines)
 
 test-ray: setup-ray ## Ray Serve on a cluster of three nodes on this machine: lost nodes, bursts; some minutes
 	@$(PY) -m pytest -m "ray and not ray_vllm" tests/deploy/ray

@@ -19,17 +19,28 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST_FIRST = (
+    "workers/test_what_survives.py",
     "workers/test_processes.py",
     "workers/test_flipped_bits.py",
-    "vllm/test_local.py",
+    "workers/test_kept_embeddings.py",
     "relay/test_relay.py",
 )
-"""Files that take a minute or more. They run first: the last file that begins alone keeps the others waiting."""
+"""Files of ``make test-sweeps`` that take a minute or more. They run first: the last file that begins runs alone."""
+FOUND_BY_TEXT = ("sweeps", "engines")
+"""Sets whose files make finds by the text of the mark."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Moves the longest files to the front."""
+    """Moves the longest files to the front, and checks that make finds every file of a set."""
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST_FIRST))
+    for name in FOUND_BY_TEXT:
+        for path in {item.path for item in items if item.get_closest_marker(name)}:
+            texts = [file.read_text() for file in (path, path.with_name("conftest.py")) if file.exists()]
+            if not any(f"mark.{name}" in text for text in texts):
+                raise pytest.UsageError(
+                    f"{path}: make test-{name} finds it by the text pytest.mark.{name}, which is not there"
+                )
 
 
 OURS = {name: value for name, value in os.environ.items() if name.startswith("EMBFERRY_")}

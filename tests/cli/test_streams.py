@@ -86,11 +86,12 @@ def test_an_answer_that_nobody_takes_is_told_in_one_line() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.sweeps
 @pytest.mark.parametrize(
     ("run", "status", "said"),
     [
-        pytest.param(onto_full_disk, 1, f"demo: the output cannot be written: {FULL}\n", marks=pytest.mark.sweeps),
-        pytest.param(without(1), 1, f"demo: the output cannot be written: {CLOSED}\n", marks=pytest.mark.sweeps),
+        (onto_full_disk, 1, f"demo: the output cannot be written: {FULL}\n"),
+        (without(1), 1, f"demo: the output cannot be written: {CLOSED}\n"),
         (into_closed_pipe, 141, ""),
     ],
     ids=["full", "closed", "left"],

@@ -21,7 +21,7 @@ TIMES = 2
 ENGINES = [pytest.param(name, marks=pytest.mark.engines) for name in ("nixl", "mooncake")]
 
 
-@pytest.fixture(scope="module", params=["http", *ENGINES])
+@pytest.fixture(scope="module", params=[pytest.param("http", marks=pytest.mark.sweeps), *ENGINES])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

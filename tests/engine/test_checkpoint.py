@@ -168,7 +168,8 @@ def tensors(model_dir, family_name, tmp_path) -> tuple[dict[str, torch.Tensor], 
 @pytest.fixture
 def load(family_name, split, monkeypatch):
     """Loads the half of a tensor. The tokenizer, which takes longer and is not the subject, is of the whole model."""
-    monkeypatch.setattr(PromptBuilder, "load", lambda *_: split(family_name).language.prompts)
+    prompts = split(family_name).language.prompts
+    monkeypatch.setattr(PromptBuilder, "load", lambda *_: prompts)
     return lambda path, name: (Encoder if "visual." in name else LanguageModel).load(path, torch.float32)
 
 
@@ -189,8 +190,10 @@ def replaced(tensors: dict[str, torch.Tensor], name: str, tensor: torch.Tensor |
 
 def test_a_tensor_of_another_shape_is_rejected_by_its_name(tensors, load):
     held, path = tensors
+    first_of_kind = {re.sub(r"\.\d+\.", ".", name): name for name in reversed(held)}  # layers have the same names
     for name, tensor in held.items():
-        for other in resized(tensor):
+        others = list(resized(tensor))
+        for other in others if name in first_of_kind.values() else others[:1]:
             replaced(held, name, other, path)
             with pytest.raises(CheckpointError, match=f" {re.escape(name)} is {'×'.join(map(str, other.shape))}, and "):
                 load(path, name)

@@ -104,6 +104,7 @@ def test_the_page_has_the_commands_that_are_expected() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.sweeps
 def test_every_command_prints_what_the_page_says(tmp_path: Path) -> None:
     log = tmp_path / "log"
     terminals = Terminals(log)

@@ -24,7 +24,6 @@ from embferry.serve.config_load import FIELDS, flag_name
 from tests.serve import pictures
 from tests.serve.fakes import ANSWER, BREAK, TRANSFER, Deployment, closed_port, tokens
 
-ROOT = Path(__file__).resolve().parents[2]
 GUARD = 100
 """Seconds until a process or request counts as hanging."""
 VERBS = ("serve", "router", "encode", "language", "bootstrap", "ask", "ui", "status", "top", "migrate", "version")
@@ -306,23 +305,6 @@ def test_a_port_in_use_is_reported_in_one_line(verb: str, deployment: Deployment
     (line,) = [line for line in err.splitlines() if line.startswith("embferry: ")]  # the deployment logs there, too
     assert f"127.0.0.1:{port}" in line
     assert "--port" in line.split()  # as it was typed
-
-
-@pytest.mark.parametrize(
-    "script",
-    [
-        "document_settings.py",
-        "document_errors.py",
-        "document_metrics.py",
-        "document_commands.py",
-        "draw_states.py",
-        "draw_dashboard.py",
-    ],
-)
-def test_the_generated_pages_are_up_to_date(script: str) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=GUARD, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.integration

@@ -18,6 +18,7 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "-m", "v
 
 
 @pytest.mark.integration
+@pytest.mark.sweeps
 def test_the_tests_of_vllms_servers_are_collected_without_av() -> None:
     command = [sys.executable, "-c", COLLECT, "tests/serve/vllm", "tests/bench/serving"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)

@@ -299,13 +299,18 @@ def test_without_a_model_the_packaged_one_is_served(start: Callable[..., Running
 @pytest.mark.parametrize(
     ("model", "more", "name"),
     [
-        ("../tiny25", (), "tiny25"),
         ("some/model", (), "model"),
-        ("shapes", (), "shapes"),
-        ("some/model", ("--served-model-name", "mine", "other", "--dtype", "float32"), "mine"),
-        ("some/model", ("--served_model_name=mine",), "mine"),
-        ("some/model", ("--served-model-name", "first", "--served-model-name", "mine"), "mine"),
         ("some/model", ("--config", "vllm.yaml"), "mine"),
+        *(
+            pytest.param(*case, marks=pytest.mark.sweeps)
+            for case in (
+                ("../tiny25", (), "tiny25"),
+                ("shapes", (), "shapes"),
+                ("some/model", ("--served-model-name", "mine", "other", "--dtype", "float32"), "mine"),
+                ("some/model", ("--served_model_name=mine",), "mine"),
+                ("some/model", ("--served-model-name", "first", "--served-model-name", "mine"), "mine"),
+            )
+        ),
     ],
 )
 def test_the_shown_commands_name_the_model_as_vllm_serves_it(

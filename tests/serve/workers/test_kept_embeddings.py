@@ -33,7 +33,7 @@ from tests.serve.workers.test_what_survives import (
     wait_whole,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
 SEEDS = itertools.count(1000)
 LEAST = 5
@@ -162,7 +162,6 @@ def check_answer(asking: Asking, expected: UndividedAnswer, count: int) -> None:
     assert transfer["initial"] + transfer["resumed"] == expected.visual_tokens - count
 
 
-@pytest.mark.sweeps  # with two workers, the one that answers is another; tests/kept restarts it as well
 def test_a_worker_that_restarts_goes_on_where_it_was(single: LocalCluster) -> None:
     encoded = encodes(single)
     asking, expected, killed, count, seed = kill_half_way(single)

@@ -13,7 +13,7 @@ from embferry.serve.supervisor import LocalCluster
 from tests.serve.workers.joined import DEADLINE
 from tests.serve.workers.test_processes import SETTINGS, START, ask, image, worker
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|", re.MULTILINE)

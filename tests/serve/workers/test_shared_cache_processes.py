@@ -18,7 +18,7 @@ from embferry.serve.supervisor import LocalCluster
 from tests.serve.workers.joined import DEADLINE
 from tests.serve.workers.test_processes import SETTINGS, START, ask, image, long_video, wait, worker
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

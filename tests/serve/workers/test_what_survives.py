@@ -22,12 +22,12 @@ from tests.serve.pictures import data_url, png
 from tests.serve.workers.joined import DEADLINE
 from tests.serve.workers.test_processes import SETTINGS, START, wait
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
 FRAMES = 160
 TEXT = "what is there?"
 MAX_TOKENS = 8
-STREAM = [False, pytest.param(True, marks=pytest.mark.sweeps)]
+STREAM = [False, True]
 
 
 def settings_of(workers: int) -> Settings:
@@ -295,7 +295,6 @@ def test_a_worker_that_is_told_to_end_hands_its_requests_over(pair: LocalCluster
     assert encodes(pair) == encoded + 1
 
 
-@pytest.mark.sweeps
 def test_what_a_killed_encode_worker_had_made_is_made_again(pair: LocalCluster) -> None:
     """By the other one, or by the one that has taken its place."""
     seed = 70
@@ -334,7 +333,6 @@ def test_a_killed_router_ends_its_connections_and_no_embedding(single: LocalClus
     assert encodes(single) == encoded + 1
 
 
-@pytest.mark.sweeps
 def test_a_killed_bootstrap_server_costs_no_request(single: LocalCluster) -> None:
     seed = 90
     expected = undivided(seed)
