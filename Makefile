@@ -65,7 +65,7 @@ engine := tests/engine tests/cli tests/fuzz
 connectors := tests/connectors tests/disaggregation tests/discovery tests/cache
 rest := tests $(patsubst %,--ignore=%,tests/serve $(transfer) $(engine) $(connectors))
 
-part-%:
+$(PARTS:%=part-%): part-%:
 	@set -o pipefail; $(PY) -m pytest -m "not ($(OWN_RUN))" $($*) 2>&1 | (trap "" INT; exec sed -u "s/^/$*: /")
 
 test-fast: setup ## no processes, no sockets, no waiting

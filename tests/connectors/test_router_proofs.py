@@ -16,6 +16,7 @@ from embferry.connectors.vllm.coordinates import Coordinates
 from embferry.connectors.vllm.router_client import RouterClient
 from embferry.protocol.errors import WrongKey
 from embferry.serve.config import Settings
+from embferry.serve.http.serving import KEEP_ALIVE_SECONDS
 from embferry.serve.vllm.app import build
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.trust import Trust
@@ -37,7 +38,8 @@ def router(trust: Trust, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         patch.setattr(Trust, "of_environment", lambda: trust)
         app = build(Settings())
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
+    limits = {"timeout_keep_alive": KEEP_ALIVE_SECONDS, "timeout_graceful_shutdown": 2}
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", **limits))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 from embferry.serve.config import BootstrapSettings, MediaSettings, RouterSettings, Settings
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.proofs import line_writer
+from embferry.serve.http.serving import KEEP_ALIVE_SECONDS
 from embferry.serve.router.app import build
 from embferry.serve.worker.errors import error_response
 from embferry.trust.digests import LINES, MESSAGE_DIGEST, LineWriter
@@ -273,7 +274,13 @@ class Deployment:
 
 async def _started(app: Any, listener: socket.socket, lifespan: Literal["on", "off"]) -> uvicorn.Server:
     config = uvicorn.Config(
-        app, http="h11", log_config=None, access_log=False, lifespan=lifespan, timeout_graceful_shutdown=2
+        app,
+        http="h11",
+        log_config=None,
+        access_log=False,
+        lifespan=lifespan,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,  # longer than clients keep connections, as that of real workers
+        timeout_graceful_shutdown=2,
     )
     config.load()
     server = uvicorn.Server(config)

@@ -131,7 +131,8 @@ def test_a_wrong_command_is_not_accepted(command: str, reason: str) -> None:
 @named("make")
 def test_a_target_of_make_exists(words: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
+    (parts,) = re.findall(r"^PARTS := (.*)$", makefile, re.MULTILINE)
+    targets = [*re.findall(r"^([a-z-]+):", makefile, re.MULTILINE), *(f"part-{name}" for name in parts.split())]
     variables = re.findall(r"^([A-Z_]+) [:?]?=", makefile, re.MULTILINE)
     for word in words[1:]:
         name, is_variable, _ = word.partition("=")

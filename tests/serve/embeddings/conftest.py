@@ -20,7 +20,7 @@ from embferry.serve.config import EncodeSettings, Settings
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.encode.preparation import prepare
 from embferry.serve.encode.process import build, service_of
-from embferry.serve.http.serving import listen
+from embferry.serve.http.serving import KEEP_ALIVE_SECONDS, listen
 from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
 from tests.serve.digested import digested
@@ -43,7 +43,9 @@ class EncodeWorker:
         self.service = service_of(encoder, self.settings, [self.transport])
         self._listener = listen("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(build(self.service), log_config=None, lifespan="off"))
+        self._server = uvicorn.Server(
+            uvicorn.Config(build(self.service), log_config=None, lifespan="off", timeout_keep_alive=KEEP_ALIVE_SECONDS)
+        )
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="uvicorn")
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=CLIENT_TIMEOUT, trust_env=False)
 
