@@ -29,8 +29,14 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from tests.deploy.ray.questions import Question
 
-RAY = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
-"""The marks of every test on the cluster. Ray's own code, which runs in this process too, uses what is deprecated."""
+RAY = [
+    pytest.mark.ray,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("the cluster"),
+    pytest.mark.filterwarnings("ignore"),
+]
+"""The marks of every test on the cluster, which one process runs. Ray's own code, which is there too, uses what is
+deprecated."""
 START = 300.0
 """Seconds until a start counts as hanging."""
 DEADLINE = 120.0

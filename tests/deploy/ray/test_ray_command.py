@@ -25,7 +25,7 @@ from embferry.trust.trust import KEY_ENV
 from tests.deploy.ray.conftest import DEADLINE, START, wait
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.xdist_group("clusters of their own")]
 
 API_KEY = "a key of the test"
 READY = r"ready: shapes at (\S+)/v1"
@@ -71,6 +71,7 @@ def served(home: Path, pattern: str, *flags: str, **environment: str) -> Iterato
     """
     own = {"HOME": str(home), "EMBFERRY_SERVE_START_TIMEOUT": str(START), "EMBFERRY_TRANSFER_NUM_BLOCKS": "1"}
     own["EMBFERRY_ROUTER_PORT"] = str(free_port())
+    own["EMBFERRY_TRANSFER_TRANSPORTS"] = "shm,tcp"  # others may be installed, and take seconds to load
     running = Serve(*flags, **own, **environment)
     known = [psutil.Process(running.process.pid)]
     try:
