@@ -29,14 +29,8 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from tests.deploy.ray.questions import Question
 
-RAY = [
-    pytest.mark.ray,
-    pytest.mark.timeout(900),
-    pytest.mark.xdist_group("the cluster"),
-    pytest.mark.filterwarnings("ignore"),
-]
-"""The marks of every test on the cluster, which one process runs. Ray's own code, which is there too, uses what is
-deprecated."""
+RAY = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+"""The marks of every test on the cluster. Ray's own code, which runs in this process too, uses what is deprecated."""
 START = 300.0
 """Seconds until a start counts as hanging."""
 DEADLINE = 120.0
@@ -45,6 +39,18 @@ STORE = 80 * 2**20
 """Bytes of the object store of a node, of which little is used."""
 HEAD, VISION = {"front": 1, "answers": 4}, {"vision": 1}
 """Resources by which the tests place replicas: an encode worker has a node of its own."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Returns what shares the tests out among two processes: one has the cluster, the other one the command's own."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class TwoParts(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "own clusters" if "test_ray_command.py" in nodeid else "the cluster"
+
+    return TwoParts(config, log)
 
 
 def wait(condition: Callable[[], Any], goal: str, seconds: float = DEADLINE) -> Any:

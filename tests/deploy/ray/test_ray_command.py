@@ -25,7 +25,7 @@ from embferry.trust.trust import KEY_ENV
 from tests.deploy.ray.conftest import DEADLINE, START, wait
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.xdist_group("clusters of their own")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 API_KEY = "a key of the test"
 READY = r"ready: shapes at (\S+)/v1"
