@@ -193,7 +193,9 @@ def test_a_transfer_resumes_over_tcp_when_the_side_channel_of_an_engine_swallows
 
 @pytest.mark.parametrize("first", ["tcp", "http"])
 def test_a_link_on_which_a_chunk_takes_longer_than_every_time_out_is_slow_and_not_dead(first: str) -> None:
-    tokens = 600  # 2.4 MB; the first chunk takes 6 s, and the time-outs of 4 s are long for a process that waits for a core
+    tokens = (
+        600  # 2.4 MB; the first chunk takes 6 s, and the time-outs of 4 s are long for a process that waits for a core
+    )
     with ChaosProxy(bytes_per_s=350_000) as proxy:
         sending, receiving = PAIRS[first](proxy, 4.0)
         outcome = transfer([sending], [receiving], tokens, 500, transfer_timeout=4.0)
