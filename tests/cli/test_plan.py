@@ -40,7 +40,7 @@ def test_a_plan_from_given_speeds() -> None:
     assert lines[-1].startswith(("Worth it: ", "Not worth it: "))
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_examples_of_the_page_print_what_it_shows(number: int) -> None:
     command, shown = EXAMPLES[number]
     assert called(*shlex.split(command.replace("\\\n", " "))[1:]) == (0, shown, "")
@@ -53,6 +53,14 @@ def test_a_rate_that_the_devices_do_not_carry_recommends_nothing(words: tuple[st
     assert (status, out) == (1, "")
     assert err.startswith(f"embferry: plan_rate_not_carried: --rate {words[1]}: ")
     assert "by the demand law" in err.lower()
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_goal_that_cannot_be_met_recommends_nothing(more: tuple[str, ...]) -> None:
+    words = ("--image-tokens", "100", "--requests", "20", "--ttft-goal", "0.001")
+    status, out, err = called("plan", *GIVEN, *words, *more)
+    assert (status, out) == (1, "")
+    assert err.startswith("embferry: plan_goal_not_met: --ttft-goal 0.001: it cannot be met with up to 64 devices: ")
 
 
 def test_one_picture_a_request_still_mixes_the_sizes() -> None:

@@ -223,6 +223,12 @@ def test_annotations_for_prometheus_name_a_port_with_metrics(name: str) -> None:
             assert told["scheme"].upper() == probe["httpGet"]["scheme"]
 
 
+def pods_of(workload: Workload) -> list[str]:
+    """Returns names of pods, as Kubernetes makes them."""
+    ends = ["0", "17"] if workload.manifest["kind"] == "StatefulSet" else ["7d4b9c6f5-x2x8z"]
+    return [f"{workload.name}-{end}" for end in ends]
+
+
 @pytest.mark.parametrize("name", ["all", "vllm-all"])
 def test_keda_reads_metrics_that_there_are(name: str) -> None:
     target = frozenset({*TARGET_LABELS, "namespace", "pod"})
@@ -233,9 +239,10 @@ def test_keda_reads_metrics_that_there_are(name: str) -> None:
     for scaled in chart.of("ScaledObject"):
         (trigger,) = scaled["spec"]["triggers"]
         query = trigger["metadata"]["query"]
-        pods = re.search(r'pod=~"([^"]+)-\.\*"', query)
-        assert pods is not None
-        (workload,) = [one for one in chart.workloads.values() if one.name == pods[1]]
+        (pods,) = re.findall(r'pod=~"([^"]+)"', query)
+        (workload,) = [one for one in chart.workloads.values() if any(re.fullmatch(pods, pod) for pod in pods_of(one))]
+        longer = [pod.replace(NAME, f"{NAME}-{workload.part}") for pod in pods_of(workload)]
+        assert not any(re.fullmatch(pods, pod) for pod in longer), "of a release with a longer name"
         title = {"router": "vLLM" if chart.is_vllm else "this project", "encode": "Encode", "language": "Language"}
         (metrics,) = [
             found

@@ -74,7 +74,14 @@ NAMED = (
         ({"encode": {"scaling": {"min": 0}}}, "/encode/scaling/min"),
         ({"host": "127.0.0.1"}, "/host"),
         (merged(VLLM, {"encode": {"replicas": 10**6}}), "/encode/replicas"),
-        ({"podLabels": {"app.kubernetes.io/component": "router"}}, "invalid propertyName"),
+        ({"podLabels": {"team": "a b"}}, "/podLabels/team"),
+        ({"router": {"nodeSelector": {"pool": "a b"}}}, "/router/nodeSelector/pool"),
+        ({"encode": {"nodeSelector": {"a b": "c"}}}, "/encode/nodeSelector"),
+        ({"encode": {"nodeSelector": {"gpu": True}}}, "/encode/nodeSelector/gpu"),
+        ({"language": {"tolerations": [{"key": "gpu", "operator": "Equals"}]}}, "/language/tolerations/0/operator"),
+        ({"encode": {"affinity": {"nodeaffinity": {}}}}, "/encode/affinity"),
+        ({"encode": {"env": [{"name": "A", "value": 1}]}}, "/encode/env/0/value"),
+        ({"encode": {"volumeMounts": [{"name": "shared"}]}}, "/encode/volumeMounts/0"),
         ({"encode": {"startupSeconds": 10**18}}, "/encode/startupSeconds"),
         *((at(place, text), f"/{place.replace('.', '/')}") for place in NAMED for text in BAD_NAMES),
         ({"image": {"tag": '1"\n          securityContext: {privileged: true}'}}, "/image/tag"),
@@ -93,6 +100,8 @@ def test_names_types_and_bounds_are_refused(values: dict[str, Any], why: str) ->
         (merged(VLLM, {"router": {"replicas": 2}}), "router.replicas: instances of vLLM report to one router"),
         ({"transports": ["shm"]}, "transports: shm works within a pod only; add one that works between pods"),
         (merged(VLLM, {"transports": ["shm"]}), "transports: shm works within a pod only"),
+        ({"podLabels": {"helm.sh/chart": "x"}}, "podLabels.helm.sh/chart: the chart sets labels of this kind"),
+        ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels.app.kubernetes.io/name: the chart sets labels"),
         *((at(f"{part}.gpus", 1), f"{part}.gpus: our own engine computes on CPUs") for part in WORKERS),
         *((at(f"{part}.scaling", {"min": 5}), f"{part}.scaling: min 5 is more than max 4") for part in WORKERS),
     ],
@@ -262,12 +271,23 @@ def test_settings_that_the_chart_makes_are_refused_with_the_value_to_use(name: s
 
 @pytest.mark.parametrize("name", ["all", "vllm-all"])
 def test_variables_that_the_chart_sets_are_refused(name: str) -> None:
-    entries = [entry["name"] for one in rendered(name).workloads.values() for entry in one.container["env"]]
-    made = {key for key in entries if key.startswith("EMBFERRY_")} - {"EMBFERRY_LOG_LEVEL"}
+    workloads = rendered(name).workloads
+    entries = {part: {entry["name"] for entry in one.container["env"]} for part, one in workloads.items()}
+    made = {key for keys in entries.values() for key in keys if key.startswith("EMBFERRY_")} - {"EMBFERRY_LOG_LEVEL"}
     made |= {env_name(("router", "port")), env_name(("router", "api_key")), "EMBFERRY_CLUSTER_KEY"}
     for part in PARTS:
-        said = refusals(merged(VALUE_SETS[name], {part: {"env": [{"name": key, "value": "any"} for key in made]}}))
-        assert {one.rpartition(": ")[0] for one in said} == {f"{part}.env: {key}" for key in made}
+        own = made | entries.get(part, set()) - {"EMBFERRY_LOG_LEVEL"}
+        env = [{"name": key, "value": "any"} for key in (*sorted(own), "OURS", "OURS")]
+        said = refusals(merged(VALUE_SETS[name], {part: {"env": env}}))
+        assert {tuple(one.split(": ")[:2]) for one in said} == {(f"{part}.env", key) for key in {*own, "OURS"}}
+
+
+def test_a_token_of_the_hub_is_no_value() -> None:
+    given = {"encode": {"env": [{"name": "HF_TOKEN", "value": "secret"}]}, "vllm": {"extraArgs": ["--hf-token=secret"]}}
+    said = refusals(merged(VLLM, given))
+    assert [one.rpartition(": ")[2] for one in said] == ["put it into a Secret, and use model.hubSecret"] * 2
+    of_secret = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "x", "key": "y"}}}
+    text_of(merged(VLLM, {"encode": {"env": [of_secret]}}))
 
 
 def test_settings_of_the_connector_and_arguments_that_the_chart_makes_are_refused() -> None:

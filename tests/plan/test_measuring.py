@@ -28,7 +28,7 @@ def router(*workers: Mapping[str, object], phases: list[list[object]] | None = N
 
 def target(url: str, told: list[str] | None = None, waited: list[float] | None = None) -> Target:
     tell, wait = [] if told is None else told, [] if waited is None else waited
-    return Target(url, read_model("shapes"), "", {"ignore_eos": True}, "", tell.append, wait.append)
+    return Target(url, read_model("shapes"), "", {"ignore_eos": True}, "", tell.append, wait=wait.append)
 
 
 def test_an_undivided_engine_is_asked_for_everything() -> None:

@@ -10,9 +10,9 @@ import pytest
 from embferry.plan.curve import Curve
 from embferry.plan.deployment import Deployment
 from embferry.plan.errors import MeasuringFailed
-from embferry.plan.probes import Burst, Picture, Step, Text, Times, merged, sizes, speeds
+from embferry.plan.probes import Burst, Picture, Step, Text, Times, merged, noise, sizes, speeds
 from embferry.plan.simulation import play
-from embferry.plan.speeds import Speeds
+from embferry.plan.speeds import NOISY, Speeds
 from embferry.plan.workload import Asked
 
 TRUE = Speeds(
@@ -69,6 +69,26 @@ def test_what_was_played_is_found_again(tells_engine: bool) -> None:
     assert (found.cores, found.source) == (2.0, "a test")
     if tells_engine:
         assert found.request == pytest.approx(TRUE.request, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [([0.1], 0.0), ([0.1] * 5, 0.0), ([0.1, 0.1, 0.1, 0.1, 9.0], 0.0), ([0.08, 0.09, 0.1, 0.11, 0.12], 0.083)],
+)
+def test_noise_is_how_far_the_median_may_be_off(times: list[float], expected: float) -> None:
+    assert noise(times) == pytest.approx(expected, rel=0.01)
+    assert noise(times * 4) <= noise(times), "with more repeats it is known better"
+
+
+def test_the_noisiest_time_of_both_deployments_is_told_with_the_speeds() -> None:
+    whole, split = played(Deployment(0, 1)), played(SPLIT)
+    assert speeds(whole, split, cores=2.0, source="").noisy == ""
+    rough = msgspec.structs.replace(split.pictures[1], noise=0.31)
+    noisy = msgspec.structs.replace(split, pictures=(split.pictures[0], rough))
+    found = speeds(whole, noisy, cores=2.0, source="")
+    assert found.noise == 0.31 > NOISY
+    assert "known to 31% only, and a plan needs 10%" in found.noisy
+    assert "--repeats" in found.noisy
 
 
 def test_an_undivided_engine_alone_says_nothing_of_splitting() -> None:

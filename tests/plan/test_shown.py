@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ElementTree
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,14 @@ def test_the_object_is_json_and_says_the_same() -> None:
     assert found["take"] in found["rows"]
     assert [row["used"] for row in found["rows"]] == [pytest.approx(4 / row.capacity) for row in ADVICE.rows]
     assert (found["images"], found["sizes"]) == (1, [{"size": None, "tokens": 100}])
+
+
+def test_noisy_speeds_are_told_above_the_table() -> None:
+    noisy = msgspec.structs.replace(SPEEDS, noise=0.4)
+    head = text.report(MODEL, ADVICE, noisy, PICTURES).head
+    assert head[2] == noisy.noisy
+    assert text.as_object(MODEL, ADVICE, noisy, PICTURES)["noise"] == 0.4
+    assert len(text.report(MODEL, ADVICE, SPEEDS, PICTURES).head) == 2
 
 
 def test_a_row_that_does_not_carry_the_rate_has_no_times() -> None:

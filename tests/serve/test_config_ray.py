@@ -15,6 +15,9 @@ from embferry.serve.config_load import ConfigError, load, of_mapping
 
 RESOURCES, WORDS = ("ray", "encoder_resources"), ("ray", "vllm_arguments")
 
+COUNTS = ("routers", "min_encoders", "max_encoders", "min_languages", "max_languages")
+PARTS, OWN = ("router", "encoder", "language"), ("CPU", "GPU", "memory", "object_store_memory", "bundle")
+
 
 def test_resources_and_words_are_read_from_text_and_from_a_file(tmp_path: Path) -> None:
     flags = {RESOURCES: "vision:1, big:0.5", WORDS: "--max-model-len 4096 --name 'two words'"}
@@ -39,6 +42,17 @@ def test_resources_and_words_are_read_from_text_and_from_a_file(tmp_path: Path) 
         (("ray", "min_encoders"), "0", "greater than or equal to 1"),
         (("ray", "min_encoders"), "9", "min_encoders 9 is more than max_encoders 4"),
         (("ray", "encoder_gpus"), "-1", "greater than or equal to 0"),
+        (("ray", "encoder_gpus"), "1.5", "whole GPUs, or a part of one; write 2"),
+        (("ray", "language_gpus"), "2.5", "whole GPUs, or a part of one; write 3"),
+        (("ray", "encoder_cpus"), "0.00001", "no amounts between 0 and 0.0001"),
+        (RESOURCES, "vision:0.00001", "no amounts between 0 and 0.0001"),
+        (RESOURCES, "vision:1e9", "less than or equal to 1000000"),
+        *((("ray", name), "1001", "less than or equal to 1000") for name in COUNTS),
+        *(
+            (("ray", f"{part}_resources"), f"{name}:1", f"{name} is a resource of Ray's own")
+            for part in PARTS
+            for name in OWN
+        ),
     ],
 )
 def test_a_value_that_ray_cannot_take_is_refused_with_the_reason(name: tuple[str, str], text: str, why: str) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
 _LOOPBACK = re.compile(r"https?://(localhost|127(\.\d+){3}|\[::1\])(:\d+)?(/.*)?")
 OUTSIDE = 1
-"""Exit status of ``--check`` if a prediction is off by more than a fifth, of a rate that the devices do not carry, and
-of a deployment that does not answer."""
+"""Exit status of ``--check`` if a prediction is off by more than a fifth, of a rate that the devices do not carry, of
+a goal that cannot be met, and of a deployment that does not answer."""
 
 
 def command(
@@ -62,6 +63,9 @@ def command(
         str | None, typer.Option(help="Measure also what splitting adds, at a router.", metavar="URL")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the speeds.", metavar="FILE")] = None,
+    repeats: Annotated[
+        int, typer.Option(min=3, max=1000, help="How often each request is measured; the median counts.", metavar="N")
+    ] = 5,
     served_model: Annotated[
         str, typer.Option(help="The model's name at --measure; by default the first listed.", metavar="NAME")
     ] = "",
@@ -93,6 +97,13 @@ def command(
         int | None,
         typer.Option(min=2, max=64, help="Instances to arrange; by default as few as carry the rate.", metavar="N"),
     ] = None,
+    ttft_goal: Annotated[
+        float | None,
+        typer.Option(
+            help="Find the fewest instances whose median time to first token is no longer; --devices are the most.",
+            metavar="SECONDS",
+        ),
+    ] = None,
     pool_blocks: Annotated[
         int | None, typer.Option(min=1, help="Blocks of a receive pool; by default enough.", metavar="N")
     ] = None,
@@ -111,12 +122,19 @@ def command(
 
     Speeds come from --speeds, from a running deployment (--measure), or from the options that end with seconds. With
     --check the exit status is 1 if a prediction is off by more than a fifth; without it, if the devices do not carry
-    the rate.
+    the rate, or no number of them meets the goal.
     """
     need("httpx", extra="router")
     from embferry.plan import advice as advices
-    from embferry.plan import files, text
-    from embferry.plan.errors import MeasuringFailed, PlanError, RateNotCarried, SpeedsInvalid, WorkloadInvalid
+    from embferry.plan import files, goal, text
+    from embferry.plan.errors import (
+        GoalNotMet,
+        MeasuringFailed,
+        PlanError,
+        RateNotCarried,
+        SpeedsInvalid,
+        WorkloadInvalid,
+    )
     from embferry.plan.pool import Pool
     from embferry.plan.speeds import encoded
     from embferry.plan.workload import Workload
@@ -127,6 +145,8 @@ def command(
             raise WorkloadInvalid(f"--plot {plot}: plots are drawn as SVG; give a name that ends with .svg")
         known = files.read_model(model)
         found = _speeds(options, known)
+        if found.noisy and (json_ or check is not None):  # else the report has it
+            typer.echo(found.noisy, err=True)
         if save is not None:
             try:
                 save.write_bytes(encoded(found))
@@ -148,13 +168,12 @@ def command(
             seed=seed,
         )
         asked = workload.asked()
-        advice = advices.advise(
-            asked, rate, found, known.token_bytes, block_size=block_size, devices=devices, pool=pool
-        )
+        advised = advices.advise if ttft_goal is None else partial(goal.advise_for, ttft_goal)
+        advice = advised(asked, rate, found, known.token_bytes, block_size=block_size, devices=devices, pool=pool)
         if plot is not None:
             _draw(plot, advice, workload, found, known, pool)
     except PlanError as error:
-        is_usage = not isinstance(error, MeasuringFailed | RateNotCarried)
+        is_usage = not isinstance(error, MeasuringFailed | RateNotCarried | GoalNotMet)
         fail(f"{error.code}: {error.detail}", status=BAD_USAGE if is_usage else OUTSIDE)
     if json_:
         typer.echo(json.dumps(text.as_object(known, advice, found, pictures), indent=1))
@@ -274,7 +293,7 @@ def _measured(options: dict[str, Any], known: Model, urls: Sequence[str], cores:
             urlsplit(url).port  # noqa: B018 - a number that is no port is an error
         except ValueError as error:
             raise MeasuringFailed(f"{url}: {error}") from error
-        target = Target(url, known, options["served_model"], extra, options["api_key"], _tell)
+        target = Target(url, known, options["served_model"], extra, options["api_key"], _tell, options["repeats"])
         is_split = target.deployment.is_split
         if url == options["measure_split"] and not is_split:
             raise MeasuringFailed(f"{url} is no router of embferry; give an undivided engine with --measure")

@@ -8,7 +8,8 @@ In the order in which to read it:
   cores, ``station`` is a queue, ``link`` shares a network, ``engine`` is a language model that batches.
   ``outcome`` is what came of it.
 - ``capacity`` is how many requests a second a deployment carries at most, ``pool`` how large the receive pool should
-  be, ``effort`` how much to play, ``advice`` which deployment to take. ``text`` and ``plot`` show it.
+  be, ``effort`` how much to play, ``advice`` which deployment to take, ``goal`` the smallest that is
+  fast enough. ``text`` and ``plot`` show it.
 - ``probes`` says what to ask a running deployment, and computes the speeds from the times; ``measuring`` asks.
   ``comparison`` holds predictions against the results of ``embferry bench serve``.
 

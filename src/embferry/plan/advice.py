@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
 
 from .capacity import CORES, Demands
 from .deployment import MOST_DEVICES, Deployment, arrangements
-from .effort import effort
+from .effort import Effort, effort
 from .errors import RateNotCarried
 from .outcome import Outcome
 from .pool import Pool, enough
@@ -51,6 +52,11 @@ class Row(msgspec.Struct, frozen=True):
         return self.rate / self.capacity
 
     @property
+    def ttft(self) -> float:
+        """The median time to first token in seconds, infinite if the deployment does not carry the rate."""
+        return self.outcome.ttft(0.5) if self.carries and self.outcome is not None else math.inf
+
+    @property
     def order(self) -> tuple[bool, float]:
         """The better row comes first: one that carries the rate, with the shorter times; else one that carries more."""
         if not self.carries or self.outcome is None:
@@ -70,10 +76,14 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     pool_why: str
     played: str = ""
     """The part of the requests that was played, in words; empty for all."""
+    goal: float | None = None
+    """Seconds that the median time to first token may take; None for no goal."""
+    fewest: Row | None = None
+    """With a goal: the smallest deployment that meets it."""
 
     @property
     def best(self) -> Row:
-        return self.split if self.is_worth else self.undivided
+        return self.fewest or (self.split if self.is_worth else self.undivided)
 
     @property
     def sentence(self) -> str:
@@ -105,22 +115,65 @@ def advise(
         RateNotCarried: no arrangement of the devices carries the rate, or no number of devices.
         WorkloadInvalid: one request alone would take minutes to play.
     """
-    demands = {kind: Demands.of(asked, speeds, token_bytes, is_split=kind) for kind in (False, True)}
+    demands = Demands.both(asked, speeds, token_bytes)
     devices = devices if devices is not None else _fewest(demands, rate)
-    found = arrangements(devices, shared=speeds.cores is not None)
+    rows, part = compare(asked, rate, speeds, token_bytes, arranged(devices, speeds), pool=pool)
+    return advice_of(asked, rows, part, speeds, block_size, pool)
+
+
+def arranged(devices: int, speeds: Speeds) -> list[Deployment]:
+    """Returns every way to use the devices."""
+    return arrangements(devices, shared=speeds.cores is not None)
+
+
+def compare(
+    asked: Sequence[Asked],
+    rate: float,
+    speeds: Speeds,
+    token_bytes: int,
+    found: Sequence[Deployment],
+    *,
+    pool: Pool | None = None,
+    most_work: int | None = None,
+) -> tuple[tuple[Row, ...], Effort]:
+    """Plays the requests through deployments: the undivided ones, and the splits that carry most.
+
+    Args:
+        asked: The requests.
+        rate: Of them, a second.
+        speeds: How long each stage takes.
+        token_bytes: Bytes of a visual token of an embedding.
+        found: The deployments.
+        pool: Of each language instance.
+        most_work: Of all plays; None for that of a whole plan.
+
+    Returns:
+        A row for each, and how much was played.
+
+    Raises:
+        RateNotCarried: none of them carries the rate.
+        WorkloadInvalid: one request alone would take minutes to play.
+    """
+    demands = Demands.both(asked, speeds, token_bytes)
     bounds = {one: demands[one.is_split].capacity(one) for one in found}
     splits = sorted((one for one in found if one.is_split), key=lambda one: -bounds[one])[:MOST_SPLITS]
     kept = [one for one in found if not one.is_split or one in splits]
     most = {one: carried(asked, one, speeds, demands[one.is_split], token_bytes) for one in kept}
     if not any(rate <= most[one] for one in kept):
-        raise RateNotCarried(_not_carried(demands, rate, devices, max(kept, key=lambda one: most[one]), most))
+        raise RateNotCarried(_not_carried(demands, rate, max(kept, key=lambda one: most[one]), most))
     playing = [one for one in kept if rate <= most[one]]
-    part = effort(asked, playing, speeds)
+    part = effort(asked, playing, speeds) if most_work is None else effort(asked, playing, speeds, most_work)
 
     def played(one: Deployment) -> Outcome:
         return play(asked[: part.requests], one, speeds, token_bytes, pool, draws=part.draws)
 
-    rows = tuple(Row(one, most[one], played(one) if one in playing else None, rate) for one in kept)
+    return tuple(Row(one, most[one], played(one) if one in playing else None, rate) for one in kept), part
+
+
+def advice_of(
+    asked: Sequence[Asked], rows: tuple[Row, ...], part: Effort, speeds: Speeds, block_size: int, pool: Pool | None
+) -> Advice:
+    """Returns the advice that follows from the rows, at least one of them undivided and one split."""
     undivided = min((row for row in rows if not row.deployment.is_split), key=lambda row: row.order)
     split = min((row for row in rows if row.deployment.is_split), key=lambda row: row.order)
     is_worth, why = verdict(undivided, split, is_shared=speeds.cores is not None)
@@ -159,13 +212,13 @@ def fewest(asked: Sequence[Asked], rate: float, speeds: Speeds, token_bytes: int
     Raises:
         RateNotCarried: there is none.
     """
-    return _fewest({kind: Demands.of(asked, speeds, token_bytes, is_split=kind) for kind in (False, True)}, rate)
+    return _fewest(Demands.both(asked, speeds, token_bytes), rate)
 
 
 def _fewest(demands: dict[bool, Demands], rate: float) -> int:
     if demands[False].speeds.cores is not None:
         return SHARED_DEVICES
-    smallest = _smallest(demands, rate)
+    smallest = smallest_carrying(demands, rate)
     if smallest.instances > MOST_DEVICES:
         raise RateNotCarried(
             f"--rate {rate:g}: {MOST_DEVICES} devices do not carry it; it takes {smallest.instances:,} "
@@ -174,17 +227,15 @@ def _fewest(demands: dict[bool, Demands], rate: float) -> int:
     return max(2, smallest.instances)
 
 
-def _smallest(demands: dict[bool, Demands], rate: float) -> Deployment:
+def smallest_carrying(demands: dict[bool, Demands], rate: float) -> Deployment:
     """Returns the smallest deployment that carries the rate with a reserve, by the demand law."""
     return min((one.fewest(rate / FULL) for one in demands.values()), key=lambda one: one.instances)
 
 
-def _not_carried(
-    demands: dict[bool, Demands], rate: float, devices: int, best: Deployment, most: dict[Deployment, float]
-) -> str:
+def _not_carried(demands: dict[bool, Demands], rate: float, best: Deployment, most: dict[Deployment, float]) -> str:
     """Returns that nothing carries the rate, what carries most, and how much it would take."""
-    stages = demands[best.is_split].stages(best)
-    smallest = _smallest(demands, rate)
+    stages, devices = demands[best.is_split].stages(best), max(one.instances for one in most)
+    smallest = smallest_carrying(demands, rate)
     cores = demands[smallest.is_split].stages(smallest).get(CORES, 0.0) * (demands[False].speeds.cores or 0.0)
     needs = f"{smallest.instances:,} devices ({smallest.name})"
     if cores:

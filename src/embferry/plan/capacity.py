@@ -65,6 +65,11 @@ class Demands(msgspec.Struct, frozen=True):
             language=language,
         )
 
+    @classmethod
+    def both(cls, asked: Sequence[Asked], speeds: Speeds, token_bytes: int = 0) -> dict[bool, Demands]:
+        """Returns the demands by whether encoders are instances of their own."""
+        return {kind: cls.of(asked, speeds, token_bytes, is_split=kind) for kind in (False, True)}
+
     def stages(self, deployment: Deployment) -> dict[str, float]:
         """Returns the seconds a request of each stage of a deployment, which is split if these demands are."""
         speeds, request, languages = self.speeds, self.speeds.request, deployment.languages

@@ -30,6 +30,12 @@ class RateNotCarried(PlanError):
     code = "plan_rate_not_carried"
 
 
+class GoalNotMet(PlanError):
+    """No number of devices meets the goal. The message says which time the best of them has."""
+
+    code = "plan_goal_not_met"
+
+
 class SpeedsMissing(PlanError):
     """Nothing says how fast the stages are. Give a file, measure a deployment, or name the speeds."""
 

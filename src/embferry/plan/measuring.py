@@ -25,8 +25,7 @@ from .probes import ANSWER, BURST_ANSWER, PICTURE_TOKENS, TOGETHER, WORDS, Burst
 from .workload import Asked
 
 REPEATS = 5
-"""How often each request is sent; the median counts."""
-BURSTS = 5
+"""How often each request, and eight at once, are sent; the median counts."""
 GAP_S = 0.3
 """Before each request that is sent alone, as in a deployment that has little to do: processes that wait fall asleep."""
 TIMEOUT_S = 120.0
@@ -67,6 +66,7 @@ class Target:
         extra: Fields of the requests' bodies beyond OpenAI's.
         api_key: Of the endpoint.
         told: Called with what is being done.
+        repeats: How often each request is sent; the median counts.
         wait: Called with seconds to wait.
 
     Raises:
@@ -81,10 +81,11 @@ class Target:
         extra: dict[str, Any],
         api_key: str,
         told: Told,
+        repeats: int = REPEATS,
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
         self._endpoint = Endpoint(url.rstrip("/"), name, 1, TIMEOUT_S, 0, extra, api_key)
-        self._model, self._told, self._wait = model, told, wait
+        self._model, self._told, self._repeats, self._wait = model, told, repeats, wait
         if not name:
             try:
                 self._endpoint = msgspec.structs.replace(self._endpoint, model=first_model(self._endpoint))
@@ -117,8 +118,9 @@ class Target:
         texts = [self._text(words) for words in WORDS]
         pictures = [self._one_picture(tokens) for tokens in self._sizes()]
         steps = [self._step(1), self._step(TOGETHER)]
-        bursts = [self._burst() for _ in range(BURSTS)]
-        middle = sorted(bursts, key=lambda one: one.latency)[BURSTS // 2]
+        bursts = [self._burst() for _ in range(self._repeats)]
+        middle = sorted(bursts, key=lambda one: one.latency)[self._repeats // 2]
+        middle = msgspec.structs.replace(middle, noise=probes.noise([one.latency for one in bursts]))
         return Times(deployment, tuple(texts), tuple(pictures), tuple(steps), (middle,))
 
     def _sizes(self) -> list[int]:
@@ -146,14 +148,14 @@ class Target:
         return self._model.tokens(long * factor, short * factor)
 
     def _text(self, words: int) -> Text:
-        samples, engine, _ = self._each([() for _ in range(REPEATS)], f"prompts of {words} words", words=words)
-        return Text(round(mean(_prompt(one) for one in samples)), _ttft(samples), engine)
+        samples, engine, _ = self._each([() for _ in range(self._repeats)], f"prompts of {words} words", words=words)
+        return Text(round(mean(_prompt(one) for one in samples)), _ttft(samples), engine, _noise(samples))
 
     def _one_picture(self, tokens: int) -> probes.Picture:
-        wanted = [(self._picture(tokens),) for _ in range(REPEATS)]
+        wanted = [(self._picture(tokens),) for _ in range(self._repeats)]
         samples, engine, transfer = self._each(wanted, f"pictures of {wanted[0][0].tokens} tokens")
         prompt = round(mean(_prompt(one) for one in samples))
-        return probes.Picture(wanted[0][0].tokens, prompt, _ttft(samples), engine, transfer)
+        return probes.Picture(wanted[0][0].tokens, prompt, _ttft(samples), engine, transfer, _noise(samples))
 
     def _step(self, together: int) -> Step:
         samples = self._sent([()] * together, f"answers, {together} at once", ANSWER, words=8)
@@ -249,3 +251,7 @@ def _prompt(sample: Sample) -> int:
 
 def _ttft(samples: Sequence[Sample]) -> float:
     return median(one.ttft for one in samples if one.ttft is not None)
+
+
+def _noise(samples: Sequence[Sample]) -> float:
+    return probes.noise([one.ttft for one in samples if one.ttft is not None])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from statistics import mean, median
 
 import msgspec
+import numpy as np
 
 from .curve import Curve, fitted
 from .deployment import Deployment
@@ -38,6 +39,7 @@ class Text(msgspec.Struct, frozen=True):
     tokens: int
     ttft: float
     engine: float | None = None
+    noise: float = 0.0
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -49,6 +51,7 @@ class Picture(msgspec.Struct, frozen=True):
         ttft: Time to first token.
         engine: The engine's part of it, if an undivided engine tells.
         transfer: The transfer's part of it, if a router tells.
+        noise: How far the time may be off, as a share of it.
     """
 
     visual: int
@@ -56,6 +59,7 @@ class Picture(msgspec.Struct, frozen=True):
     ttft: float
     engine: float | None = None
     transfer: float | None = None
+    noise: float = 0.0
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -71,6 +75,7 @@ class Burst(msgspec.Struct, frozen=True):
     asked: tuple[Asked, ...]
     ttft: float
     latency: float
+    noise: float = 0.0
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -81,6 +86,24 @@ class Times(msgspec.Struct, frozen=True):
     pictures: tuple[Picture, ...]
     steps: tuple[Step, ...]
     bursts: tuple[Burst, ...] = ()
+
+    @property
+    def noise(self) -> float:
+        """How far the noisiest time may be off, as a share of it."""
+        found = [*(one.noise for one in self.texts), *(one.noise for one in self.pictures)]
+        return max([*found, *(one.noise for one in self.bursts)], default=0.0)
+
+
+def noise(times: Sequence[float]) -> float:
+    """Returns the standard error of the median of times of the same request, as a share of the median.
+
+    It stands on the middle half of the times, so that single ones far off, which the median ignores too, count for
+    nothing: for a normal distribution, 1.253 times its deviation, which is 0.741 of that half's width.
+    """
+    if len(times) < 2:
+        return 0.0
+    low, middle, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist()
+    return float(1.253 * 0.741 * (high - low) / max(middle, 1e-9) / math.sqrt(len(times)))
 
 
 def merged(times: Sequence[Times]) -> Times:
@@ -126,7 +149,14 @@ def speeds(undivided: Times | None, split: Times | None, *, cores: float | None,
         [(one.visual, max(1e-6, one.ttft - rest + hidden)) for one, rest in alone], [one.ttft for one, _ in alone]
     )
     found = Speeds(
-        encode=encode, prefill=prefill, step=step, prepare=prepare, request=request, cores=cores, source=source
+        encode=encode,
+        prefill=prefill,
+        step=step,
+        prepare=prepare,
+        request=request,
+        cores=cores,
+        source=source,
+        noise=max(one.noise for one in (undivided, split) if one is not None),
     )
     if split is not None:
         found = _with_split(found, undivided, split)

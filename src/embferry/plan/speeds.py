@@ -10,6 +10,8 @@ from .errors import SpeedsInvalid
 LEAST_SECONDS, MOST_SECONDS = 1e-12, 1e6
 """Bounds of the time of a stage. Beyond them, times are lost in the rounding of a clock."""
 MOST = 1e18
+NOISY = 0.1
+"""The most by which a measured median may be off: half of what a plan may be off."""
 LEAST = {"cores": 0.001, "load": 0.001, "split_load": 0.001}
 """The least amounts of what the instances share; of the others 1."""
 
@@ -39,6 +41,7 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         slack: A picture goes to the encoder that its content names, unless that has this many more pictures under way
             than the idlest one; ``vllm.affinity_slack`` of the router.
         source: Where the figures come from, for people.
+        noise: How far the median of one kind of measured request may be off, as a share of it, at the noisiest kind.
     """
 
     encode: Curve
@@ -58,12 +61,24 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     batch_requests: int = 64
     slack: int = 4
     source: str = "given"
+    noise: float = 0.0
 
     @property
     def when_split(self) -> Speeds:
         """The same with the steps and the load of a split deployment in place of those of an undivided engine."""
         step = self.step if self.split_step is None else self.split_step
         return msgspec.structs.replace(self, step=step, load=self.split_load)
+
+    @property
+    def noisy(self) -> str:
+        """That the times from which the speeds were computed are noisy, and what to do; empty if they are not."""
+        if self.noise <= NOISY:
+            return ""
+        return (
+            f"noisy: the same request took such different times that their median is known to {self.noise:.0%} only, "
+            f"and a plan needs {NOISY:.0%}. Measure again while nothing else runs on the machines, or with a "
+            "larger --repeats"
+        )
 
     def check(self) -> None:
         """Checks the values.
@@ -90,6 +105,8 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             if amount is not None and not least <= amount <= MOST:
                 why = f"it has to be at least {least:g} and at most {MOST:g}"
                 raise SpeedsInvalid(f"{name} is {min(amount, 1e300):g}; {why}")
+        if not 0 <= self.noise <= MOST:
+            raise SpeedsInvalid(f"noise is {min(self.noise, 1e300):g}; it has to be at least 0")
         if not 0 <= self.slack <= MOST:
             raise SpeedsInvalid(f"slack is {min(self.slack, 1e300):g}; it has to be at least 0 and at most {MOST:g}")
         if min(self.encode.at(1), self.prefill.at(1) + self.step.at(1)) < LEAST_SECONDS:

@@ -56,10 +56,11 @@ def report(model: Model, advice: Advice, speeds: Speeds, pictures: Pictures) -> 
     head = [
         f"{model.name}: {pictures.told}, {token}; {advice.split.rate:g} requests/s",
         f"speeds: {speeds.source}{_cores(speeds)}",
+        *([noisy] if (noisy := speeds.noisy) else []),
         *([advice.played] if advice.played else []),
     ]
     tail = [
-        f"take: {advice.best.deployment.name}",
+        f"take: {advice.best.deployment.name}{_meets(advice)}",
         f"pool of a language instance, if split: {pool.tokens:,} tokens = {blocks} of {pool.block_size} = "
         f"{bytes_text(size)}: {advice.pool_why}",
         advice.sentence,
@@ -89,9 +90,11 @@ def as_object(model: Model, advice: Advice, speeds: Speeds, pictures: Pictures) 
         "sizes": [{"size": size, "tokens": tokens} for size, tokens in pictures.sizes],
         "rate": advice.split.rate,
         "speeds": speeds.source,
+        "noise": speeds.noise,
         "played": advice.played,
         "rows": [_object(row) for row in advice.rows],
         "take": _object(advice.best),
+        "ttft_goal": advice.goal,
         "worth_it": advice.is_worth,
         "why": advice.why,
         "pool": {
@@ -152,6 +155,13 @@ def _object(row: Row) -> dict[str, Any]:
         "language_busy": outcome and outcome.language_busy,
         "resumes": outcome and outcome.resumes,
     }
+
+
+def _meets(advice: Advice) -> str:
+    if advice.goal is None:
+        return ""
+    ttft = f"{advice.best.ttft * 1e3:,.0f} ms"
+    return f", the fewest that meet --ttft-goal {advice.goal:g}: the time to first token is {ttft} in the median"
 
 
 def _cores(speeds: Speeds) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -27,6 +28,15 @@ _PLAIN = (
     ("List should", "The list should"),
     ("Dictionary should", "The object should"),
 )
+LEAST_AMOUNT = 1e-4
+"""The least amount of a resource of Ray."""
+_RAYS_OWN = {
+    "CPU": "use router_cpus, encoder_cpus and language_cpus",
+    "GPU": "use encoder_gpus and language_gpus",
+    "memory": "leave it out",
+    "object_store_memory": "leave it out",
+    "bundle": "leave it out",
+}
 _UNSENDABLE = re.compile(r"[^\x20-\x7e]")
 """Characters that the head of a request cannot have in a key."""
 
@@ -179,6 +189,24 @@ def _amounts(value: Any) -> Any:
     return dict(part.rpartition(":")[::2] for part in split(value)) if isinstance(value, str) else value
 
 
+def _amount(number: float) -> float:
+    if 0 < number < LEAST_AMOUNT:
+        raise _wrong(f"Ray has no amounts between 0 and {LEAST_AMOUNT:g}")
+    return number
+
+
+def _gpus(number: float) -> float:
+    if number > 1 and number % 1:
+        raise _wrong("Ray gives whole GPUs, or a part of one", f"{math.ceil(number)}")
+    return number
+
+
+def _resource(name: str) -> str:
+    if (instead := _RAYS_OWN.get(name)) is not None:
+        raise _wrong(f"{name} is a resource of Ray's own, and none that you give to nodes; {instead}")
+    return name
+
+
 def _words(value: Any) -> Any:
     """Splits a text into words as a shell does."""
     try:
@@ -202,6 +230,10 @@ ZmqUrls = Annotated[
     tuple[Annotated[str, AfterValidator(_checked("tcp://10.0.0.3:14750", "tcp"))], ...], BeforeValidator(split)
 ]
 Folders = Annotated[tuple[Annotated[Path, AfterValidator(_folder)], ...], BeforeValidator(split)]
-Amounts = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
-Resources = Annotated[dict[Annotated[str, Field(min_length=1)], Amounts], BeforeValidator(_amounts)]
+Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), AfterValidator(_amount)]
+Gpus = Annotated[Amount, AfterValidator(_gpus)]
+Resources = Annotated[
+    dict[Annotated[str, Field(min_length=1), AfterValidator(_resource)], Annotated[Amount, Field(gt=0)]],
+    BeforeValidator(_amounts),
+]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]

@@ -71,6 +71,7 @@ def served(home: Path, pattern: str, *flags: str, **environment: str) -> Iterato
     """
     own = {"HOME": str(home), "EMBFERRY_SERVE_START_TIMEOUT": str(START), "EMBFERRY_TRANSFER_NUM_BLOCKS": "1"}
     own["EMBFERRY_ROUTER_PORT"] = str(free_port())
+    own["EMBFERRY_TRANSFER_TRANSPORTS"] = "shm,tcp"  # others may be installed, and take seconds to load
     running = Serve(*flags, **own, **environment)
     known = [psutil.Process(running.process.pid)]
     try:

@@ -111,6 +111,13 @@ def test_the_steps_of_the_manifest_make_keys_that_its_pods_can_use(tmp_path: Pat
         ({"router": {"api_key": "secret"}}, r"^args\.router\.api_key: Ray's dashboard would show it"),
         ({"ray": {"max_encoder": 2}}, r"^args\.ray\.max_encoder: no such setting; did you mean max_encoders\?$"),
         ({"ray": {"max_encoders": "many"}}, r"^args\.ray\.max_encoders: .*'many'"),
+        *(
+            (
+                {"ray": {"vllm_arguments": words}},
+                rf"^args\.ray\.vllm_arguments: {words[0][:7]}.*: Ray's dashboard .* set \w+",
+            )
+            for words in (["--api-key", "s"], ["--api_key=s"], ["--api-k", "s"], ["--hf-token=s"])
+        ),
         ({"wire": "origin"}, "SGLang's load balancer"),
         ({"router": {"engine": "vllm"}, "ray": {"routers": 2}}, "one router"),
         ({"router": {"engine": "vllm"}, "vllm": {"prefills": 1, "decodes": 1}}, "do not run on Ray"),

@@ -1,6 +1,7 @@
 {{/* Names and labels. A part is router, bootstrap, encode or language. */}}
 {{- define "embferry.name" -}}
-{{- if contains "embferry" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-embferry" .Release.Name | trunc 40 | trimSuffix "-" }}{{ end -}}
+{{- $name := ternary .Release.Name (printf "%s-embferry" .Release.Name) (contains "embferry" .Release.Name) -}}
+{{ if gt (len $name) 40 }}{{ $name | trunc 31 | trimSuffix "-" }}-{{ sha256sum $name | trunc 8 }}{{ else }}{{ $name }}{{ end -}}
 {{- end }}
 
 {{- define "embferry.partName" -}}
@@ -9,7 +10,7 @@
 
 {{- define "embferry.selector" -}}
 app.kubernetes.io/name: embferry
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 {{- with .part }}
 app.kubernetes.io/component: {{ . }}
 {{- end }}
@@ -72,7 +73,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- $_ := set $own "language" (dict "port" .Values.language.port) -}}
 {{- $_ := set $own "transfer" (dict "transports" .Values.transports) -}}
 {{- end -}}
-{{ mustMergeOverwrite $own (deepCopy .Values.settings) | toYaml }}
+{{ mustMergeOverwrite $own (deepCopy (.Values.settings | default dict)) | toYaml }}
 {{- end }}
 
 {{/* Variables that every part has: the keys, and the certificate. */}}
@@ -101,9 +102,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "embferry.vllmArguments" -}}
 {{- $values := .root.Values -}}
 {{- $connector := dict "transports" $values.transports "host" $values.host "advertise" "$(EMBFERRY_ADVERTISE_HOST)" "metrics_port" $values.vllm.metricsPort -}}
-{{- $traces := dig "traces" "endpoint" "" $values.settings -}}
+{{- $traces := dig "traces" "endpoint" "" ($values.settings | default dict) -}}
 {{- if eq .part "encode" -}}
-{{- if dig "cache" "url" "" $values.settings }}{{ $_ := set $connector "cache" $values.settings.cache }}{{ end -}}
+{{- if dig "cache" "url" "" ($values.settings | default dict) }}{{ $_ := set $connector "cache" $values.settings.cache }}{{ end -}}
 {{- else -}}
 {{- $_ := set $connector "router" (include "embferry.routerUrl" .) -}}
 {{- if $traces }}{{ $_ := set $connector "traces_endpoint" $traces }}{{ end -}}
@@ -112,15 +113,20 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
   "ec_connector" "EmbferryConnector"
   "ec_connector_module_path" "embferry.connectors.vllm.connector"
   "ec_role" (ternary "ec_producer" "ec_consumer" (eq .part "encode"))
-  "ec_connector_extra_config" (mustMergeOverwrite $connector (deepCopy $values.vllm.connector))
+  "ec_connector_extra_config" (mustMergeOverwrite $connector (deepCopy ($values.vllm.connector | default dict)))
 -}}
-{{- $words := list "serve" $values.model.name "--served-model-name" (include "embferry.servedName" .root) "--host" $values.host "--port" (toString $values.encode.port) -}}
+{{- $words := list "serve" (include "embferry.literal" $values.model.name) "--served-model-name" (include "embferry.servedName" .root | include "embferry.literal") "--host" $values.host "--port" (toString $values.encode.port) -}}
 {{- if eq .part "language" }}{{ $words = concat (initial $words) (list (toString $values.language.port) "--enable-mm-embeds") }}{{ end -}}
 {{- if $traces }}{{ $words = concat $words (list "--otlp-traces-endpoint" (include "embferry.tracesUrl" $traces)) }}{{ end -}}
 {{- $gpus := index $values .part "gpus" | int -}}
 {{- if gt $gpus 1 }}{{ $words = concat $words (list "--tensor-parallel-size" (toString $gpus)) }}{{ end -}}
 {{- $words = concat $words (list "--middleware" "embferry.serve.vllm.instance_digests.InstanceDigests" "--ec-transfer-config" (toJson $transfer)) -}}
-{{- concat $words $values.vllm.extraArgs (index $values.vllm (printf "%sArgs" .part)) | toJson -}}
+{{- concat $words ($values.vllm.extraArgs | default list) (index $values.vllm (printf "%sArgs" .part) | default list) | toJson -}}
+{{- end }}
+
+{{/* A text that stands in arguments as it is: Kubernetes puts the value of a variable in place of $(NAME) there. */}}
+{{- define "embferry.literal" -}}
+{{ replace "$(" "$$(" . }}
 {{- end }}
 
 {{- define "embferry.tracesUrl" -}}
@@ -132,7 +138,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 - {name: HF_HOME, value: /cache/huggingface}
 {{- with .Values.model.hubSecret }}
 - name: HF_TOKEN
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: token}}
+  valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: token}}
 {{- end }}
 {{- end }}
 
@@ -144,7 +150,39 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "embferry.apiKey" -}}
 - name: {{ .name }}
-  valueFrom: {secretKeyRef: {name: {{ .root.Values.keys.secretName }}, key: api-key}}
+  valueFrom: {secretKeyRef: {name: {{ .root.Values.keys.secretName | quote }}, key: api-key}}
+{{- end }}
+
+{{/* The variables that the chart gives to a part. */}}
+{{- define "embferry.ownEnv" -}}
+{{- $isWorker := has .part (list "encode" "language") -}}
+{{- if $isWorker }}{{ include "embferry.advertised" . }}
+{{ end -}}
+{{ include "embferry.trust" .root }}
+{{- if $isWorker }}
+{{ include "embferry.hub" .root }}
+{{- else if .root.Values.tls.secretName }}
+- {name: EMBFERRY_ADVERTISE_HOST, value: {{ include "embferry.host" . }}}
+{{- end }}
+{{- if eq .part "router" }}
+{{ include "embferry.apiKey" (dict "root" .root "name" "EMBFERRY_ROUTER_API_KEY") }}
+{{- end }}
+{{- if eq .engine "vllm" }}
+{{ include "embferry.apiKey" (dict "root" .root "name" "VLLM_API_KEY") }}
+{{- if dig "traces" "endpoint" "" (.root.Values.settings | default dict) }}
+- {name: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, value: http/protobuf}
+- {name: OTEL_SERVICE_NAME, value: vllm-{{ .part }}}
+{{- end }}
+{{- else }}
+{{ include "embferry.configFile" .root }}
+{{- end }}
+{{- end }}
+
+{{- define "embferry.env" -}}
+{{ include "embferry.ownEnv" . }}
+{{- with (index .root.Values .part).env }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "embferry.containerSecurity" -}}
@@ -159,7 +197,7 @@ capabilities: {drop: [ALL]}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .root.Values.serviceAccountName }}
-serviceAccountName: {{ . }}
+serviceAccountName: {{ . | quote }}
 {{- end }}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{ toYaml . | nindent 2 }}
@@ -181,10 +219,10 @@ tolerations: {{ toYaml . | nindent 2 }}
 affinity: {{ toYaml . | nindent 2 }}
 {{- end }}
 {{- with $own.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $own.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 topologySpreadConstraints:
   - maxSkew: 1
@@ -232,7 +270,7 @@ annotations:
 {{- define "embferry.volumes" -}}
 - name: keys
   secret:
-    secretName: {{ .root.Values.keys.secretName }}
+    secretName: {{ .root.Values.keys.secretName | quote }}
     defaultMode: 0440
     items:
       - {key: cluster-key, path: cluster-key}
@@ -242,7 +280,7 @@ annotations:
 {{- with .root.Values.tls.secretName }}
 - name: tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - {key: ca.crt, path: ca.crt}
@@ -257,9 +295,9 @@ annotations:
   emptyDir: {}
 - name: cache
   {{- if and .root.Values.model.cacheClaim (has .part (list "encode" "language")) }}
-  persistentVolumeClaim: {claimName: {{ .root.Values.model.cacheClaim }}}
+  persistentVolumeClaim: {claimName: {{ .root.Values.model.cacheClaim | quote }}}
   {{- else }}
-  emptyDir: {sizeLimit: {{ .root.Values.model.cacheSize }}}
+  emptyDir: {sizeLimit: {{ .root.Values.model.cacheSize | quote }}}
   {{- end }}
 {{- end }}
 

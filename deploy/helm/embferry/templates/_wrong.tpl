@@ -89,6 +89,11 @@
 {{- if contains "." .Release.Name -}}
 {{- $wrong = append $wrong (printf "the release %s has a dot in its name, which names of Services may not have; choose another name" .Release.Name) -}}
 {{- end -}}
+{{- range $key, $_ := .Values.podLabels -}}
+{{- if regexMatch "^(app[.]kubernetes[.]io|helm[.]sh)/" $key -}}
+{{- $wrong = append $wrong (printf "podLabels.%s: the chart sets labels of this kind; choose another name" $key) -}}
+{{- end -}}
+{{- end -}}
 {{- if eq (join "," .Values.transports) "shm" -}}
 {{- $wrong = append $wrong "transports: shm works within a pod only; add one that works between pods, such as tcp" -}}
 {{- end -}}
@@ -101,7 +106,7 @@
 {{- if eq $.Values.engine "vllm" -}}
 {{- $others = dict "vllm.metricsPort" $.Values.vllm.metricsPort "vllm.connector.ranks_port" (dig "ranks_port" 0 ($.Values.vllm.connector | default dict)) -}}
 {{- else if eq $part "encode" -}}
-{{- $others = dict "settings.transfer.http_port" (dig "transfer" "http_port" 0 $.Values.settings) -}}
+{{- $others = dict "settings.transfer.http_port" (dig "transfer" "http_port" 0 ($.Values.settings | default dict)) -}}
 {{- end -}}
 {{- $known := dict (toString (int $own.port)) (printf "%s.port" $part) -}}
 {{- range $place, $port := $others -}}
@@ -156,6 +161,7 @@ router: leave it out; it is the router's Service
 metrics_port: use vllm.metricsPort
 cache: use settings.cache
 traces_endpoint: use settings.traces.endpoint
+cluster_key: put it into the Secret keys.secretName, as cluster-key
 cluster_key_file: put the key into the Secret keys.secretName, as cluster-key
 {{- end }}
 
@@ -165,6 +171,7 @@ cluster_key_file: put the key into the Secret keys.secretName, as cluster-key
 --host: use host
 --port: use encode.port and language.port
 --api-key: put it into the Secret keys.secretName, as api-key
+--hf-token: put it into a Secret, and use model.hubSecret
 --ec-transfer-config: use transports and vllm.connector
 {{- end }}
 
@@ -181,10 +188,20 @@ cluster_key_file: put the key into the Secret keys.secretName, as cluster-key
 {{- if $there }}{{ $wrong = append $wrong (printf "settings.%s: %s" $path $instead) }}{{ end -}}
 {{- end -}}
 {{- range $part := list "router" "bootstrap" "encode" "language" -}}
+{{- $own := list -}}
+{{- range include "embferry.ownEnv" (dict "root" $ "part" $part "engine" (ternary $.Values.engine "embferry" (has $part (list "encode" "language")))) | fromYamlArray }}{{ $own = append $own .name }}{{ end -}}
+{{- $seen := list -}}
 {{- range $entry := (index $.Values $part).env -}}
-{{- with index $variables (toString $entry.name) -}}
-{{- $wrong = append $wrong (printf "%s.env: %s: %s" $part $entry.name .) -}}
+{{- if hasKey $variables $entry.name -}}
+{{- $wrong = append $wrong (printf "%s.env: %s: %s" $part $entry.name (get $variables $entry.name)) -}}
+{{- else if has $entry.name $own -}}
+{{- $wrong = append $wrong (printf "%s.env: %s: leave it out; the chart sets it" $part $entry.name) -}}
+{{- else if has $entry.name $seen -}}
+{{- $wrong = append $wrong (printf "%s.env: %s: leave one out; it is there twice" $part $entry.name) -}}
+{{- else if and (eq $entry.name "HF_TOKEN") $entry.value -}}
+{{- $wrong = append $wrong (printf "%s.env: HF_TOKEN: put it into a Secret, and use model.hubSecret" $part) -}}
 {{- end -}}
+{{- $seen = append $seen $entry.name -}}
 {{- end -}}
 {{- end -}}
 {{- range $key, $instead := include "embferry.ownedConnectorSettings" . | fromYaml -}}

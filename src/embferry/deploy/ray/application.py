@@ -16,6 +16,7 @@ from embferry.deploy.ray.vllm_instance import VllmReplica
 from embferry.deploy.ray.worker import WorkerReplica
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError, of_mapping
+from embferry.serve.supervisor.vllm_arguments import secrets
 
 HEALTH_SECONDS, HEALTH_TIMEOUT = 5.0, 30.0
 """Between two checks of a replica, and for one. Ray replaces a replica that has failed three in a row."""
@@ -109,6 +110,9 @@ def unusable(settings: Settings) -> list[str]:
     if settings.router.api_key is not None:
         why = "Ray's dashboard would show it; set EMBFERRY_ROUTER_API_KEY in the environment of the nodes"
         problems.append(f"{settings.place('router', 'api_key')}: {why}, or use router.api_keys_file")
+    for option, variable in secrets(settings.ray.vllm_arguments):
+        why = f"Ray's dashboard would show it; set {variable} in the environment of the nodes"
+        problems.append(f"{settings.place('ray', 'vllm_arguments')}: {option}: {why}")
     if settings.wire == "origin":
         problems.append(f"{settings.place('wire')}: workers behind SGLang's load balancer do not run on Ray")
     if settings.router.engine == "vllm":

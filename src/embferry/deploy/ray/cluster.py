@@ -19,7 +19,9 @@ STORE_BYTES = 100 << 20
 """Bytes of such a cluster's object store, through which no embedding goes."""
 HEAD = "node:__internal_head__"
 """The resource by which Ray marks the first node."""
-MUCH = 1e6
+PRESTART_ENV = "RAY_prestart_worker_first_driver"
+"""Whether Ray starts a Python process for each processor at once, before there is anything to run in it."""
+MUCH = 1e10
 """The amount of each resource that the settings name, on a cluster of one node, where there is nothing to choose."""
 
 
@@ -62,6 +64,7 @@ def _start(settings: Settings) -> None:
     cpus = own.routers * own.router_cpus + own.max_encoders * own.encoder_cpus + own.max_languages * own.language_cpus
     names = {**own.router_resources, **own.encoder_resources, **own.language_resources}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(PRESTART_ENV, "0")
     if Trust.of_environment().keys is None:
         os.environ[KEY_ENV] = Key.new().written()
     ray.init(

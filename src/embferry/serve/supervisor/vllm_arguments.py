@@ -46,6 +46,8 @@ _UNREACHABLE = {
     "api-key": _API_KEY,
 }
 """Options with which the router could not reach the instances, also in a file."""
+_SECRETS = (("api-key", "api-k", "EMBFERRY_ROUTER_API_KEY"), ("hf-token", "hf-t", "HF_TOKEN"))
+"""Options whose value is a secret, the shortest form that vLLM reads as each, and the variable to use instead."""
 _SOURCES = ("engine/arg_utils.py", "entrypoints/launchers/cli_args.py", "entrypoints/openai/cli_args.py")
 """The files of vLLM that name its options; the last one is that of earlier versions."""
 _LITERAL = re.compile(r"[\"']--([a-zA-Z][\w-]*)[\"']")
@@ -114,6 +116,17 @@ def problems(extra: Sequence[str], known: Known | None, refusal: Callable[[Seque
 def positional(word: str) -> str:
     """Returns what to do instead of naming a model as ``vllm serve MODEL`` does."""
     return f"{word} is no option: name a model with --model {word}"
+
+
+def secrets(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns each option whose value is a secret, as it was typed, and the variable to use in its place."""
+    given = values(words)
+    return [
+        (word, variable)
+        for word, name in options(words)
+        for whole, least, variable in _SECRETS
+        if name.startswith(least) and whole.startswith(name) and given[name]  # a bare --hf-token names a file
+    ]
 
 
 def options(words: Sequence[str]) -> list[tuple[str, str]]:
