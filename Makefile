@@ -114,7 +114,7 @@ test-engines: setup-engines ## the mooncake and nixl transports on their real en
 	@$(PY) -m pytest -m "engines and not ($(VLLM))" -n 2 --dist loadfile $(call marked,engines)
 
 test-ray: setup-ray ## Ray Serve on a cluster of three nodes on this machine: lost nodes, bursts; some minutes
-	@$(PY) -m pytest -m "ray and not ray_vllm" -n 2 --dist loadscope tests/deploy/ray
+	@$(PY) -m pytest -m "ray and not ray_vllm" tests/deploy/ray
 
 test-vllm: setup-vllm ## vLLM's engines, split by the connector; makes .venv-vllm, 2 GB
 	@$(VLLM_PY) -m pytest -m vllm tests/connectors

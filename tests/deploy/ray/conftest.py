@@ -41,18 +41,6 @@ HEAD, VISION = {"front": 1, "answers": 4}, {"vision": 1}
 """Resources by which the tests place replicas: an encode worker has a node of its own."""
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Returns what shares the tests out among two processes: one has the cluster, the other one the command's own."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class TwoParts(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return "own clusters" if "test_ray_command.py" in nodeid else "the cluster"
-
-    return TwoParts(config, log)
-
-
 def wait(condition: Callable[[], Any], goal: str, seconds: float = DEADLINE) -> Any:
     """Waits until the condition returns something true, and returns that."""
     deadline = time.monotonic() + seconds

@@ -152,8 +152,6 @@ def _bring_up(settings: Settings, needs_key: bool, url: str, interrupts: _Interr
             if told.get(name) != known:
                 told[name] = known
                 log.info("%s: %s", name, known)
-        if settings.ray.address is None and (causes := _causes(states)):
-            raise _FailedError(*causes)  # Serve would try again, and on this machine alone nothing is different then
         if failures:
             raise _FailedError(*(_causes(_states()) or [f"Ray cannot start it: {failures[0]}"]))
         if get(url, "/ready", READY_SECONDS)[0] == 200:
