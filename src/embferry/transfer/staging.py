@@ -1,8 +1,7 @@
 """Staging: an embedding in device memory is copied to a few host buffers, chunk by chunk, and written from there.
 
-No transport here reads from device memory itself (``Capabilities.device_memory``). One thread copies the next chunk
-while earlier ones are being written. A buffer is free again when its write has ended; until one is free, the next chunk
-waits in device memory.
+No transport reads from device memory itself. One thread copies the next chunk while earlier ones are being written. A
+buffer is free again when its write has ended; until one is free, the next chunk waits in device memory.
 """
 
 from __future__ import annotations

@@ -35,13 +35,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """Abilities of a transport beyond the contract."""
+    """Needs of a transport beyond the contract."""
 
-    same_host_only: bool
-    device_memory: bool = False
-    """Reads from and writes to GPU memory without staging."""
-    copies_payload: int = 0
-    """Copies of the payload in user space between the source tensor and the destination blocks."""
     maps_region: bool = False
     """Whether the region must be memory that can be mapped a second time (``Region.fd``)."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from embferry.bench.machine import Machine
-from embferry.bench.transfer.candidates import BY_KEY
+from embferry.bench.transfer.candidates import ALL
 from embferry.bench.transfer.payloads import IMAGE, SMALL, Payload
 from embferry.bench.transfer.results import Measurement, Sample, TransferResults
 
 MACHINE = Machine("A CPU", 2, 8 << 30, "Linux 6", "never", {"python": "3.11", "nixl": ""})
+BY_KEY = {candidate.key: candidate for candidate in ALL}
 
 
 def sample(seconds: float, **more: Any) -> Sample:

@@ -8,6 +8,7 @@ from embferry.bench.transfer import candidates, payloads
 from embferry.bench.transfer.payloads import IMAGE, KNOWN, SMALL, TOKEN_BYTES, VIDEO, parse
 from embferry.bench.transfer.plan import plan
 from embferry.bench.transfer.sweeps import sweeps
+from tests.bench.transfer.examples import BY_KEY
 
 
 def test_the_known_payloads_have_the_size_in_their_name() -> None:
@@ -47,13 +48,13 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setitem(candidates.NEEDS, "absent", (("no_such_engine", "nor_this"), "pip install it"))
     reason = candidates.missing(candidates.Candidate("x", "x", "peer", "x:X", {}, "absent"))
     assert reason == "no_such_engine or nor_this is not installed: pip install it"
-    assert candidates.missing(candidates.BY_KEY["socket"]) is None
+    assert candidates.missing(BY_KEY["socket"]) is None
 
 
 def test_names_are_unique() -> None:
     names = [entry.candidate.key + entry.result.payload.name for points in sweeps() for entry in points]
     assert len(set(names)) == len(names)
-    assert len(candidates.BY_KEY) == len(candidates.ALL)
+    assert len(BY_KEY) == len(candidates.ALL)
 
 
 @pytest.mark.parametrize("quick", [True, False])

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from embferry.bench.machine import size
 from embferry.bench.results import load
 from embferry.bench.transfer import rounds
-from embferry.bench.transfer.candidates import BY_KEY, Candidate
+from embferry.bench.transfer.candidates import Candidate
 from embferry.bench.transfer.payloads import Payload, parse
 from embferry.bench.transfer.results import Measurement, TransferResults
 from embferry.bench.transfer.rounds import Entry
@@ -25,6 +25,7 @@ from embferry.bench.transfer.small import WARM_UP
 from embferry.bench.transfer.sweeps import QUIET
 from embferry.bench.transfer.worker import reset_peak
 from embferry.cli.main import app
+from tests.bench.transfer.examples import BY_KEY
 
 pytestmark = [pytest.mark.integration, pytest.mark.sweeps]
 

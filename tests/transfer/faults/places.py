@@ -153,10 +153,6 @@ def _callback_thread(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfe
     return scene.begin(meet=lambda receiver, sender: receiver.on_change(lambda: None))
 
 
-def _waiter_blocks(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
-    return scene.begin(meet=lambda receiver, sender: receiver.wake_on_change(trip))
-
-
 ENDS = ("receiving", "sending")
 
 PLACES = (

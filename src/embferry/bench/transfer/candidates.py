@@ -86,4 +86,3 @@ ALL = (
     _peer("files", "safetensors file in a shared folder", "peer", "Files", "safetensors"),
     _peer("http-get", "HTTP GET (http.server / http.client)", "peer", "HttpGet"),
 )
-BY_KEY = {candidate.key: candidate for candidate in ALL}

@@ -68,7 +68,7 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
     """
 
     name = "http"
-    capabilities = Capabilities(same_host_only=False)
+    capabilities = Capabilities()
 
     def __init__(
         self,

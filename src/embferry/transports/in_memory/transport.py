@@ -31,7 +31,7 @@ class InMemoryTransport(Transport):
     """A transport that copies within the process, during the call of :meth:`write`."""
 
     name = "memory"
-    capabilities = Capabilities(same_host_only=True)
+    capabilities = Capabilities()
 
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         super().__init__(wake)

@@ -52,7 +52,7 @@ class ShmTransport(LinkedTransport["_Receiver", "_Link"]):
     """
 
     name = "shm"
-    capabilities = Capabilities(same_host_only=True, maps_region=True)
+    capabilities = Capabilities(maps_region=True)
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
     """
 
     name = "tcp"
-    capabilities = Capabilities(same_host_only=False)
+    capabilities = Capabilities()
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
 
     name = "mooncake"
     channel = Channel.MOONCAKE
-    capabilities = Capabilities(same_host_only=False, maps_region=True)
+    capabilities = Capabilities(maps_region=True)
     acknowledged = True
 
     def __init__(

@@ -65,7 +65,7 @@ class NixlTransport(LeasedTransport[NixlReceivingEnd]):
 
     name = "nixl"
     channel = Channel.NIXL
-    capabilities = Capabilities(same_host_only=False)
+    capabilities = Capabilities()
 
     def __init__(
         self,
