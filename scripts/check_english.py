@@ -20,7 +20,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "docs")
 
 SHIMS = ROOT / "scripts" / "shims"
 """Files with names that other projects have chosen."""
-BEGINNINGS = ("Who", "What", "Whom", "Whose", "Of", "So", "Answers")
+BEGINNINGS = ("Who", "What", "Whom", "Whose", "Of", "So", "That", "Those", "Answers")
 """A docstring begins with the thing it describes or with a verb, not with one of these."""
 
 FIELDS = re.compile(r"^\s*:(param|type|raises|returns?|rtype|ivar|yields?)\b", re.MULTILINE)

@@ -83,7 +83,7 @@ def test_an_end_that_the_engine_sees_before_any_change_is_whole(pair: Pair, monk
 
 
 def test_two_threads_that_see_a_resume_tell_it_once_and_in_order() -> None:
-    """Those of the engine and of the callbacks: between what one reads and what it writes, the other waits."""
+    """The threads of the engine and of the callbacks: between what one reads and what it writes, the other waits."""
     seen: list[Span] = []
     trace = TransferTrace(Tracer(seen.append), client_span())
 

@@ -14,9 +14,9 @@ Job = Callable[[], object]
 
 
 class Background:
-    """Some threads with one queue. Any thread may call the methods, none of which waits but :meth:`close`.
+    """Some threads with one queue. Any thread may call the methods; only :meth:`close` waits.
 
-    A job that hangs, in a file system that does not respond for example, holds its thread and keeps no process alive.
+    A job that hangs, say in a file system that does not respond, occupies its thread but keeps no process alive.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
 """A folder of embeddings, one file each, which several processes use at once, also over a shared file system.
 
 No process locks another one out. A file appears complete, by renaming it, and is never changed afterwards but for its
-time of last use, which is its modification time. A reader holds the file open, so it may be evicted meanwhile. What a
-reader finds is verified, so a file that another process has left half-written, or that is no embedding, is removed and
-counts as missing.
+time of last use, which is its modification time. A reader holds the file open, so it may be evicted meanwhile. A
+reader verifies each file: one that is half-written, or holds no embedding, is removed and counts as missing.
 
 Everything happens relative to a descriptor of the folder, which must belong to the user of this process and be closed
 to all others. Symbolic links in it are never followed.

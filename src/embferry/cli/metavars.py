@@ -116,7 +116,7 @@ def with_unit(key: Key, default: str) -> str:
 
 
 def _plain(annotation: Any) -> Any:
-    """Returns the type of a value that is not None, without its bounds."""
+    """Returns the type of a value without its bounds and without None."""
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(one for one in get_args(annotation) if one is not type(None))
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

@@ -54,7 +54,7 @@ class RequestQueue(ABC, Generic[Request]):
         """Reports a request that has failed."""
 
     def _pop(self, result: Callable[[Request], KVPoll | None]) -> list[Request]:
-        """Removes the requests that have a result and returns those that have not failed.
+        """Removes the requests that have a result. Returns the ones among them that have not failed.
 
         A request whose result raises has failed with that error; the others go on.
         """

@@ -16,8 +16,8 @@ from embferry.engine.sampling import SamplingParams, sample
 
 _BANNED = float("-inf")
 _MOST_REPETITION = 1e6
-"""Repetition penalties count as at most this and at least 1 / this, so that logits stay finite in 32 bits and those
-that are banned stay banned. Long before this bound, a penalty decides alone."""
+"""Repetition penalties count as at most this and at least 1 / this, so that logits stay finite in 32 bits and
+banned tokens stay banned. A penalty decides alone long before this bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class Sequence:
 
     @property
     def logprobs(self) -> Logprobs | None:
-        """Those of the last token, if the request asks for them."""
+        """Log probabilities of the last token, if the request asks for them."""
         return self._chooser.logprobs
 
     def take_text(self) -> str:

@@ -79,7 +79,7 @@ def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bo
 
 
 class _Survey:
-    """The names in a file whose values may be another library's, and those that cannot be renamed.
+    """The names in a file whose values may be another library's, and the names that cannot be renamed.
 
     Scopes are ignored: a name that may be another library's in one function may be so in the whole file.
 

@@ -1,8 +1,8 @@
 """Log lines that never block: a bounded queue, and a thread that writes it to a descriptor.
 
-A pipe that is not read, or a terminal that was stopped, takes nothing any more. A process that writes its log itself
-then stands still, with the locks that it holds. Here the writing thread stands still alone;
-lines beyond the bounds are dropped and counted, and the next one that is written is preceded by their number.
+A pipe without a reader, or a stopped terminal, accepts no more bytes. A process that writes its log itself then stands
+still, with the locks that it holds. Here only the writing thread stands still. Lines beyond the bounds are dropped and
+counted; their number precedes the next line that is written.
 """
 
 from __future__ import annotations

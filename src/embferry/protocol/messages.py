@@ -126,7 +126,7 @@ class Offer(Message, frozen=True, array_like=True, tag="offer"):
     """Announces the embedding, as soon as its length is known, which is before the encoder runs."""
 
     generation: Id
-    """That of the ``open`` message it answers."""
+    """The generation of the ``open`` message that this one answers."""
     version: Id
     transport: Name
     """The transport that the sender chose from the receiver's. If it differs from the last one, that one has failed."""

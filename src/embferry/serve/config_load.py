@@ -97,7 +97,7 @@ def load(
     Args:
         flags: the values of the command line, by key.
         environ: the environment.
-        config: path of the YAML file; ``EMBFERRY_CONFIG`` if None, no file if that is not set either.
+        config: path of the YAML file. None: the path in ``EMBFERRY_CONFIG``, or no file if that is not set.
         typed: the options as they were typed, where they differ from the names of the settings.
 
     Raises:

@@ -13,10 +13,10 @@ from typing import Self
 class EndSignals:
     """Waits for a signal in the main thread, in which Python runs the handlers. A context manager, used once.
 
-    Python runs a handler between two steps of the main thread. One for a signal that comes between the last step and
-    a blocking call, or that the kernel gives to another thread, would run when that call ends, and a wait for a lock or
-    an event would not end. So Python writes a byte into a pipe where the signal comes (``signal.set_wakeup_fd``), and
-    :meth:`wait` reads from it.
+    Python runs a handler between two steps of the main thread. If a signal comes between the last step and a
+    blocking call, or if the kernel gives it to another thread, its handler runs only when that call returns. A wait for
+    a lock or an event would then never return. So Python writes a byte into a pipe where the signal comes
+    (``signal.set_wakeup_fd``), and :meth:`wait` reads from it.
 
     Args:
         numbers: the signals. Others keep their handlers; one in Python ends the wait by what it raises.

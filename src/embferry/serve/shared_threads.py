@@ -86,8 +86,8 @@ class SharedThreads:
     turn was longest ago. So a client waits for one piece of each other client, however many those have sent. Work that
     has begun counts until it ends, also if its client has left.
 
-    Where a piece may take very long, ``most`` and ``spares`` keep threads free, so that a client that comes waits
-    for no piece of another one.
+    Where a piece may take very long, ``most`` and ``spares`` keep threads free, so that a new client does not wait
+    for another client's piece.
 
     Args:
         count: pieces that run at the same time.

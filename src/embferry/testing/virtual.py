@@ -1,7 +1,7 @@
 """Whole managers in virtual time: a clock, wires and threads that exist only as a queue of events.
 
-A :class:`VirtualWorld` runs any number of managers on one thread. Nothing happens but through its queue, whose order a
-random number generator decides, so that a seed is a story that can be told again. Give every manager a
+A :class:`VirtualWorld` runs any number of managers on one thread. Everything happens through its queue. A random
+number generator decides the order of the queue, so the same seed tells the same story again. Give every manager a
 :meth:`VirtualWorld.runtime` and transports that need no thread (:class:`~.virtual_transport.VirtualTransport`).
 """
 

@@ -41,7 +41,7 @@ _INSTALL = "install embferry[traces]: pip install opentelemetry-sdk opentelemetr
 def open_tracer(
     endpoint: str | None, service: str, share: float = 1.0, setting: str = "traces.endpoint"
 ) -> Tracer | None:
-    """Returns what makes spans and sends them to a collector; None without one, and then nothing is imported.
+    """Returns a tracer whose spans go to a collector. Without a collector, imports nothing and returns None.
 
     Args:
         endpoint: URL of the collector; without a path, ``/v1/traces`` is added.

@@ -109,7 +109,7 @@ class Trust:
         return self.tls if demands_tls or self.demands_tls else None
 
     def http_certificate(self, *, clients: bool = True) -> ssl.SSLContext | None:
-        """Returns the lasting context of an HTTP server that accepts no connection without TLS, or None.
+        """Returns the lasting context of an HTTP server that demands TLS; None if it does not.
 
         Args:
             clients: Whether clients must have a certificate of the cluster.

@@ -10,7 +10,7 @@ METADATA: dict[str, dict[str, Any]] = {
     "video_url": {"video_grid_thw": [2, 4, 4]},
     "audio_url": {"audio_num_tokens": [25]},
 }
-"""Those of an item, by the type of its part."""
+"""Metadata of an item, by the type of its part."""
 
 
 def wav(content: bytes = b"a sound") -> bytes:

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.asyncio
 routed = functools.partial(stubs.routed, overlap="pictures")
 QWEN = {"field": "image_grid_thw", "patch": 14, "factor": 28, "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}
 GRID = {"image_grid_thw": [[1, 12, 16]]}
-"""That of a picture of 224 × 168 pixels."""
+"""The grid of a picture of 224 × 168 pixels."""
 OPTIONS: list[dict[str, Any]] = [{"mm_processor_kwargs": {"max_pixels": 5}}, {"media_io_kwargs": {"video": {}}}]
 
 

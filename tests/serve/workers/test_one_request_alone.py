@@ -227,7 +227,7 @@ def test_a_transfer_that_cannot_even_be_aborted_costs_its_request_alone(
 def test_a_worker_without_a_working_transport_is_replaced(
     join: MakeJoined, caplog: pytest.LogCaptureFixture, side: str
 ) -> None:
-    """That is no fault of one request: its service reports itself broken, so that the supervisor starts another."""
+    """No single request is at fault: the service reports itself broken, so that the supervisor starts another."""
     joined = join()
     service = joined.encode if side == "encode" else joined.language
     with caplog.at_level(logging.CRITICAL + 1):

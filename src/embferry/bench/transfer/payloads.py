@@ -1,4 +1,4 @@
-"""Embeddings that are sent: sizes, bytes, and the check that the bytes which arrive are those that were sent."""
+"""Embeddings to send: sizes, bytes, and the check that they arrive unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which candidates meet with which payloads and how often, and which sweeps follow."""
+"""The plan of a run: the payloads and rounds of each candidate, then the sweeps."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Measurement(msgspec.Struct):
     """Why the status is not ``ok``."""
     samples: list[Sample] = []
     group: int = 0
-    """Those of one group took turns; there are several groups if memory did not suffice for all at once."""
+    """The candidates of one group took turns. There are several groups if memory did not suffice for all at once."""
     sweep: str = ""
     """The sweep it is a point of; empty for the comparison."""
     options: dict[str, Any] = {}

@@ -39,7 +39,7 @@ FOR_EVER = 10.0 * 365 * 86_400
 MAX_ANSWER = 1 << 20
 """Longest answer of an encoder that is read, in bytes."""
 DESCRIBE_S = 10.0
-"""Seconds after which an encoder that has not said what it is, is asked again."""
+"""Seconds after which an encoder that has not described itself is asked again."""
 RECENTLY_S = 10.0
 """An encoder that was lost within this time, in seconds, is asked after the others."""
 

@@ -1,4 +1,4 @@
-"""Where the plug-in's spans of one request hang, and the spans of a part that an encoder sends."""
+"""The parent of the plug-in's spans of one request, and the spans of a part that an encoder sends."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from embferry.traces.context import PARENT, STATE, TraceContext, parse
 from embferry.traces.spans import Kind, Span, Tracer
 
 CARRIERS = "root_span_context", "root_span_carrier"
-"""Where SGLang has the headers for its own span of a request when it tells another process of it."""
+"""Keys under which SGLang hands the headers of its own span of a request to another process."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestTrace:
-    """A span of a request, and what makes those that are parts of it. Any thread.
+    """A span of a request, and the maker of its child spans. Any thread.
 
     Attributes:
         tracer: Makes the spans.

@@ -1,7 +1,7 @@
 """The channel between a scheduler and its workers on one host: packets over a Unix socket, and descriptors of memory.
 
-Nothing that a producer's worker reports reaches the scheduler on vLLM's V1 runner, and vLLM cannot fail a request in
-the step in which its embedding is loaded. So the two have a socket of their own, in the abstract name space: it
+On vLLM's V1 runner, the reports of a producer's worker do not reach the scheduler, and vLLM cannot fail a request in
+the step that loads its embedding. So scheduler and workers have a socket of their own, in the abstract name space: it
 disappears with its owner. Both ends refuse a process of another user. Memory is passed as a descriptor, so it can be
 mapped even if its maker has ended, or is in another PID name space.
 """

@@ -57,8 +57,8 @@ class Consumer:
         """Returns whether the embedding is here, mapped by every rank; starts its transfer if necessary.
 
         An embedding with this hash that is here or under way for another request is used, although its bytes may
-        differ in the last bit: vLLM's own cache goes by the hash too. One that is not offered yet gives way to an
-        offer, and to coordinates of a request that is left when those that named its room have ended.
+        differ in the last bit: vLLM's own cache goes by the hash too. An embedding that is not offered yet gives way to
+        an offer. When all requests that named its room have ended, it gives way to the coordinates of another request.
 
         ``call`` is the span of the request, under which a transfer that it starts has its own.
 

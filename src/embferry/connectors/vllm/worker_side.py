@@ -59,8 +59,8 @@ class WorkerSide:
     def start_save_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
         """Prepares a producer's step.
 
-        Loads what the scheduler has kept, so that it is not encoded again, and publishes what vLLM's cache has from an
-        earlier step and the scheduler has evicted.
+        Loads the embeddings that the scheduler has kept, so that they are not encoded again. Publishes the embeddings
+        of earlier steps that the scheduler has evicted and vLLM's cache still has.
         """
         self._contents = metadata.contents
         self.load(metadata, encoder_cache)

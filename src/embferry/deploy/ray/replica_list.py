@@ -72,4 +72,4 @@ class ReplicaList:
 
 
 REPLICAS = ReplicaList()
-"""That of this process, in which one router runs at most."""
+"""The list of this process, in which one router runs at most."""

@@ -42,7 +42,7 @@ def rank_for(shape: Shape, settings: OriginSettings, room: int) -> tuple[int, in
     """Chooses the encode rank for a room: returns it, its data-parallel group, and ``required_dst_info_num``.
 
     The ranks of a group hold the same embeddings, so one of them is asked. If the encode side has more ranks in a group
-    than the language side, the first of those that belong to this rank is asked and the others are not. Sizes that do
+    than the language side, several of them belong to this rank, and only the first is asked. Sizes that do
     not divide each other raise :class:`RemoteProtocolError`.
     """
     if shape.embedding_tp_size < 1 or shape.embedding_dp_size < 1:

@@ -151,7 +151,7 @@ async def discard_body(receive: Receive, max_bytes: int, seconds: float) -> None
 
 
 _HALF_A_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
-"""An escape that no Unicode text has, for which the parser only says that the body ends too early."""
+"""The first half of a surrogate pair alone. The parser's own message for it says that the body ends too early."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -41,10 +41,10 @@ class Edge:
     """ASGI middleware.
 
     Sets ``scope["state"]["request_id"]`` to the client's ``X-Request-Id``, or to a new id if the client sent none or an
-    unacceptable one. The line says at the end of the request, before the last part of the response goes out, whose it
-    was and how it went, with what the application has added to ``scope["state"]["facts"]``. Of the refusals with 503,
-    which an overload makes by the thousand, one a minute has a line, with the number ``more`` of those since the last
-    one.
+    unacceptable one. Logs one line at the end of the request, before the last part of the response goes out: its client
+    and its outcome, with what the application has added to ``scope["state"]["facts"]``. An overload
+    makes refusals with 503 by the thousand: one a minute is logged, with the number ``more`` of refusals since the last
+    line.
 
     Args:
         app: the application behind.

@@ -116,7 +116,7 @@ class RequestRecord:
                 self.trace.phase(name)
 
     def asks(self, role: str, worker: str, *, beside_others: bool = False, stage: str = "") -> Call:
-        """Notes that a worker is asked, in place of those of its role that were asked before.
+        """Notes that a worker is asked. It replaces the workers of its role that were asked before.
 
         Args:
             role: the worker's.
@@ -371,8 +371,8 @@ class Journal:
     def since(self, version: int) -> dict[str, Any]:
         """Returns all that has changed since a version, as JSON has it; everything since ``NEVER``.
 
-        A reader that applies it to what it had then has the same as one that asks for everything: it keeps the requests
-        of ``running``, the latest ``MAX_ENDED`` of those that have ended, and the latest ``MAX_EVENTS`` events.
+        A reader that applies it to its earlier state has the same as one that asks for everything: it keeps the
+        requests of ``running``, the latest ``MAX_ENDED`` ended ones, and the latest ``MAX_EVENTS`` events.
         """
         records = [record for record in (*self._ended, *self._shown.values()) if record.changed > version]
         return {

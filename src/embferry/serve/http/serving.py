@@ -35,8 +35,8 @@ CLOSE_SECONDS = 1
 SPARE_SECONDS = 3
 """Seconds after that in which requests that were cut off end by themselves. What has not ended then is a bug."""
 KEEP_ALIVE_SECONDS = 75
-"""Seconds for which a connection may be idle after a response. The clients that there are (routers here, OpenAI's
-library, proxies) close theirs sooner, so that none sends a request on a connection that is being closed."""
+"""Seconds for which a connection may be idle after a response. The known clients (routers, OpenAI's library,
+proxies) close theirs sooner, so none of them sends a request on a connection that is being closed."""
 DEFAULT_LIMITS = ConnectionLimits()
 
 Report = Callable[[str], None]

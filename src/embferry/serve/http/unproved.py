@@ -1,7 +1,7 @@
-"""Requests that are answered although they prove no cluster key: so many of one address, and so many bytes.
+"""Limits on requests that are answered without a proof of the cluster key: their number and bytes for each address.
 
-Those that are refused because they prove nothing need no such limit: nothing is spent on them but the refusal, and a
-connection has one a second (:mod:`.connections`).
+A request that is refused for want of a proof needs no such limit. It costs nothing but the refusal, of which a
+connection gets one a second (:mod:`.connections`).
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Job:
     def transfer(self) -> dict[str, Any] | None:
         """Returns the field ``transfer`` of the end event; None without an embedding.
 
-        ``kept_tokens``: those that a killed worker had received, and that were not sent again.
+        ``kept_tokens``: tokens that a killed worker had received and that were not sent again.
         """
         receiver = self.receiver
         if receiver is None:

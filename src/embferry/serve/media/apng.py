@@ -1,7 +1,7 @@
 """Frames of animated PNGs, put together as the format says (W3C PNG, third edition, 11.3.6.2).
 
-Pillow does that too, but compares a transparent colour of 16 bits with 8 bits of each pixel, and makes what a frame
-clears black where it should be transparent, if the pixels have no alpha of their own.
+Pillow has two faults here. It compares a transparent colour of 16 bits with 8 bits of each pixel. And in a picture
+without alpha, it makes the area that a frame clears black instead of transparent.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ def opened(data: bytes) -> Iterator[tuple[Any, str]]:
 def read_index(data: bytes, limits: MediaSettings) -> Film:
     """Reads all packets of the stream to show, and decodes none.
 
-    The stream's own packets count: not the duration of the container, which may be that of the sound, and not the
-    packets that an edit list hides.
+    Only the stream's own packets count. The duration of the container may be the sound's, and an edit list may hide
+    packets.
 
     Raises:
         ServeError: those of :func:`opened`; wrong_media_kind, media_side_too_long, media_aspect_ratio,

@@ -121,7 +121,7 @@ def with_article(name: str) -> str:
 
 
 def other_than_media(data: bytes) -> str | None:
-    """Returns what bytes are that are sent instead of a picture or video, and what to send; None if that is unknown."""
+    """Returns what a file is that is neither picture nor video, and what to send instead; None if that is unknown."""
     start = data[:_SNIFFED].lstrip(b"\xef\xbb\xbf \t\r\n\0")
     text = start.lower()
     if text.startswith((b"<svg", b"<?xml", b"<!doctype svg", b"<!--")) and b"<svg" in text:

@@ -188,7 +188,7 @@ class Cluster(ABC):
             process.kill()
 
     def ends(self) -> tuple[list[SupervisedProcess], list[SupervisedProcess], float]:
-        """Returns the processes that end first, those that end after them, and the part of the time for the latter."""
+        """Returns the processes to end first, the processes to end next, and the part of the time for the latter."""
         return self._others or [], self._first, LAST_SHARE if self._first else 0
 
     def _end(self, processes: list[SupervisedProcess], deadline: float) -> None:

@@ -30,7 +30,7 @@ class Wanted(NamedTuple):
 
 
 def problems(settings: Settings, wanted: list[Wanted]) -> list[str]:
-    """Returns one sentence for each address or port that cannot be had, which says what to do."""
+    """Returns one sentence for each address or port that is not available. It says what to do."""
     found: list[str] = []
     taken: dict[tuple[str, int], Wanted] = {}
     for one in wanted:

@@ -1,7 +1,7 @@
-"""The fields of requests that vLLM 0.32 knows. Every field is passed on; those that it ignores are named.
+"""The fields of requests that vLLM 0.32 knows. Every field is passed on; the ignored ones are named to the client.
 
-So are those that the router drops, and fields within messages and their parts that nothing reads: a chat template of
-the model may read any, but none is known to.
+Ignored are fields that vLLM does not know, fields that the router drops, and fields within messages and their parts
+that nothing reads. The chat template of a model could read the latter, but none is known to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ALL = frozenset({
     "stop_token_ids", "stream", "structured_outputs", "temperature", "top_k", "top_p", "user", "vllm_xargs",
     "watermarking",
 })  # fmt: skip
-"""Those of all paths that generate."""
+"""Fields of all paths that generate."""
 _CHAT_AND_TEXT = _ALL | {
     "add_special_tokens", "allowed_token_ids", "bad_words", "echo", "length_penalty", "logprob_token_ids", "logprobs",
     "max_tokens", "min_tokens", "n", "prompt_logprobs", "repetition_detection", "response_format", "return_token_ids",
@@ -87,7 +87,7 @@ _OF_SOUND = frozenset({"data", "format"})
 def ignored_fields(
     request: dict[str, Any], path: str = "/v1/chat/completions", *, keeps_names: bool = False
 ) -> Ignored:
-    """Returns the fields of a request that have no effect, without those that ask for nothing.
+    """Returns the fields of a request that have no effect. A field that asks for nothing is left out.
 
     Args:
         request: the request.

@@ -1,4 +1,4 @@
-"""The instances of vLLM that there are, which of them answer, and which is next."""
+"""The instances of vLLM: which of them answer, and which is asked next."""
 
 from __future__ import annotations
 
@@ -390,7 +390,7 @@ class Fleet(Backends[VllmRouterMetrics]):
 
 
 def _names(instances: list[Instance]) -> set[str]:
-    """Returns the names of the models that those of these instances serve that are up."""
+    """Returns the names of all models that the running ones among these instances serve."""
     return {name for one in instances if one.up for name in one.models}
 
 

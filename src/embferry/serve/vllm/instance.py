@@ -72,7 +72,7 @@ class Instance:
 
 
 def named_in(settings: VllmSettings) -> dict[Role, list[Instance]]:
-    """Returns the instances that the settings name: those that encode, that receive embeddings, and that decode."""
+    """Returns the instances that the settings name, by role: encode, receive embeddings, decode."""
     receiving: Role = "prefill" if settings.prefill_urls else "language"
     urls = settings.prefill_urls or settings.language_urls
     zmq = settings.consumer_zmq or (None,) * len(urls)

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def part_of_vllm(name: str, danger: str) -> ModuleType | None:
-    """Returns a module of vLLM; None if vLLM is not installed here, or has no such module, which is logged.
+    """Returns a module of vLLM. Without vLLM, or without that module, logs it and returns None.
 
     Args:
         name: of the module.

@@ -6,7 +6,7 @@ from embferry.observe.metrics import ChatMetrics
 
 
 class VllmRouterMetrics(ChatMetrics):
-    """Those of both routers, and those of the encodes, which this router asks for item by item."""
+    """The metrics of both routers, and the metrics of encodes, which this router asks for item by item."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -196,7 +196,7 @@ class PassedOn(InstanceEndpoint):
 
 
 def check_files(request: dict[str, Any]) -> None:
-    """Checks that a request has no files, and no addresses that an instance would connect to.
+    """Checks that a request has neither files nor addresses to which an instance would connect.
 
     Raises:
         ServeError: unsupported_value.

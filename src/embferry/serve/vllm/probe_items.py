@@ -13,11 +13,11 @@ from embferry.serve.vllm.media_parts import Kind
 SIDE = 56
 """The least width and height that every model takes, in pixels."""
 RATE, SAMPLES = 16_000, 4000
-"""Samples a second, as the models take them, and those of the sound."""
+"""Samples a second, as the models take them; samples of the whole sound."""
 
 
 def probe_item(kind: Kind) -> Item:
-    """Returns an item that no cache has, by which an encoder that failed on one of this kind is tried."""
+    """Returns an item that no cache has. It tests an encoder that failed on an item of this kind."""
     return probe_sound() if kind == "audio" else probe_picture()
 
 

@@ -1,7 +1,8 @@
-"""The video files that may go to an instance, which decodes them in the process that serves all of its requests.
+"""The check of video files before they go to an instance.
 
-Only containers of videos go there, and only with headers that make sense: a decoder that breaks down ends the instance.
-What remains of that danger is in :mod:`.instance_videos` and :mod:`.losses`.
+An instance decodes in the process that serves all of its requests, so a decoder that crashes ends the instance. Only
+containers of videos with plausible headers go there. :mod:`.instance_videos` and :mod:`.losses` deal with the rest of
+that danger.
 """
 
 from __future__ import annotations

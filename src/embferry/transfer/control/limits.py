@@ -37,7 +37,7 @@ class ControlLimits:
     handshakes: int = 512
     """Accepted connections whose hello has not come."""
     handshakes_per_address: int = 256
-    """Those of one IPv4 address, or of one IPv6 network of 64 bits."""
+    """Such connections of one IPv4 address, or of one IPv6 network of 64 bits."""
     idle_connections: int = 32
     """Dialled connections kept for a later transfer."""
     idle_time: float = 10.0

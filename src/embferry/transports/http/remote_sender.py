@@ -4,8 +4,8 @@ A write is fetched into the blocks, resumed at the byte where a connection broke
 the loop's thread checks the permit (:mod:`..receive_region`).
 
 A sender that does not respond is polled again, ever more slowly, and forgotten after a while. Its writes are reported
-on its side, by its time-outs. While a fetch takes long, the bytes that have landed are reported on a connection of
-their own, because the poll waits: without that, the sender could not tell a slow link from one that swallows all.
+on its side, by its time-outs. During a long fetch, the poll waits, so the progress is reported on a connection of its
+own: without it, the sender could not tell a slow link from one that swallows everything.
 """
 
 from __future__ import annotations

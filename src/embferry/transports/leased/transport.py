@@ -68,8 +68,8 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         """Makes the region reachable, as in the contract.
 
         Raises:
-            LocalProtocolError: A region is registered already, an address is none, strangers can reach it and there is
-                no key, or the engine needs memory that can be mapped twice (``Capabilities.maps_region``).
+            LocalProtocolError: A region is registered already, an address is invalid, strangers can reach it and there
+                is no key, or the engine needs memory that can be mapped twice (``Capabilities.maps_region``).
             TransportError: The engine is not installed, cannot start or does not take the region, or the port is taken.
         """
         self._check_unregistered()

@@ -1,10 +1,10 @@
 """A listening socket on the loop, and a bounded table of its connections.
 
-A full table makes room instead of refusing: the connection that has served no transfer for longest is closed. One
-that has served a transfer stays for ``idle_time`` after it did; one that has served none may go at once. An end of a
-transfer speaks more often than that. The others are connections that no transfer uses, or of hosts that are gone, or of
-peers that mean harm, silent or not; their owners lose nothing by connecting again. A newcomer is most likely a worker
-with a transfer; refusing it would let a thousand useless connections stop the service.
+A full table makes room instead of refusing: the connection that has served no transfer for longest is closed. A
+connection that has served a transfer stays for ``idle_time`` afterwards; one that has served none may go at once. The
+end of a running transfer speaks more often than that, so what is closed is idle, belongs to a lost host, or belongs to
+an attacker. The owner of an idle connection loses nothing by connecting again. A newcomer is most likely a worker with
+a transfer; refusing it would let a thousand useless connections stop the service.
 
 The same is done when this process has no descriptor left for a newcomer.
 """
@@ -60,11 +60,11 @@ class ListenLimits:
     connections: int = 1024
     """Connections that have introduced themselves."""
     connections_per_address: int = 256
-    """Those of one IPv4 address, or of one IPv6 network of 64 bits, which one host can have."""
+    """Such connections of one IPv4 address, or of one IPv6 network of 64 bits, which one host can have."""
     handshakes: int = 512
     """Connections that have not introduced themselves. They count from the moment they are accepted, before TLS."""
     handshakes_per_address: int = 256
-    """Those of one IPv4 address, or of one IPv6 network of 64 bits."""
+    """Such connections of one IPv4 address, or of one IPv6 network of 64 bits."""
     hello_timeout: float = 5.0
     """Longest time until a connection has introduced itself."""
     idle_time: float = 10.0
@@ -184,7 +184,7 @@ class Listener(Generic[C]):
 
     @property
     def connections(self) -> list[C]:
-        """Every connection that ``on_accept`` has made, also those that have not introduced themselves."""
+        """Every connection that ``on_accept`` has made, also before it has introduced itself."""
         return [*self._newcomer_of, *self._open]
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""Confinement of a process that decodes, so that a file which takes it over reaches nothing else.
+"""Confinement of a process that decodes, so that a malicious file that takes it over reaches nothing else.
 
 Best effort: each step does what the kernel and the container allow. The process keeps its open socket and may read
 Python's own files, because modules are imported when they are first needed.

@@ -20,8 +20,8 @@ from embferry.serve.media.video import Frames
 log = logging.getLogger(__name__)
 
 PROCESSES = 3
-"""Files decoded at the same time. One client has two at most (:class:`.SharedThreads`), so that a file that takes long
-does not delay those of another client."""
+"""Files decoded at the same time. One client has two at most (:class:`.SharedThreads`), so that its slow files do not
+delay another client's."""
 JOBS = 1000
 """Jobs of a process; then another one takes its place, so that what a decoder leaks is bounded."""
 

@@ -1,8 +1,8 @@
 """Positions in video files to which a demuxer seeks: they must have 31 bits.
 
-OpenCV passes FFmpeg's positions on as numbers of 32 bits with a sign. One beyond that becomes negative, which ends a
-process in which OpenCV reads from memory. So lengths and offsets that lead there are refused, and so is a chunk that is
-shorter than its fields: a demuxer takes the rest of it for four gigabytes.
+OpenCV passes FFmpeg's positions on as numbers of 32 bits with a sign. A larger position becomes negative, which
+ends a process in which OpenCV reads from memory. So lengths and offsets that lead there are refused. A chunk that is
+shorter than its fields is refused too: a demuxer takes the rest of it for four gigabytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def check(data: bytes, reader: str) -> None:
 
     Args:
         data: the file.
-        reader: FFmpeg's demuxer for it. Those that seek by nothing that the file says need no check.
+        reader: FFmpeg's demuxer for it. A demuxer that never seeks to a position from the file needs no check.
 
     Raises:
         ClaimError: a length or an offset leads to a position of more than 31 bits.
