@@ -43,8 +43,7 @@ READ = {
     "discovery/bootstrap_client.py BootstrapClient._refused", "discovery/http_client.py _exchange",
     "serve/errors.py is_retryable", "serve/http/errors.py retry_after", "serve/router/worker_call.py WorkerCall._first",
     "serve/http/chat.py ChatEndpoint._fail", "serve/http/edge.py Edge._note",
-    "serve/vllm/failures.py is_busy", "serve/vllm/item_encoder.py ItemEncoder.encode",
-    "serve/vllm/item_encoder.py _not_encoded",
+    "serve/vllm/failures.py is_busy",
 }  # fmt: skip
 """Places that read the status: of another server, or for the log."""
 

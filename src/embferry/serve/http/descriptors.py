@@ -1,6 +1,6 @@
 """The descriptors of a process: how many it may have, and which part of them a use may take.
 
-Without a free descriptor, a process can neither accept a connection nor make one. So each use has a part of its own, and
+Without a free descriptor, a process can neither accept nor make a connection. So each use has a part of its own, and
 the parts leave enough for the rest. In a router, the connections of clients and its calls to workers have 30 % each,
 and fetches of media 10 %; in a worker, HTTP connections have 20 %, and every other listener an eighth
 (:mod:`embferry.transports.net.listener`).

@@ -9,6 +9,7 @@ In the order of a request:
 ``responses``       ``/v1/responses``, whose pictures encode instances encode
 ``fields``          the fields that vLLM knows
 ``constraint_bounds`` bounds on the forms that answers are to have
+``client_request``  a client's request, as everything after it hands it on
 ``media_parts``     its pictures, videos and sounds, and the same request with other parts in their place
 ``video_files``     the video files that may go to an instance
 ``sound_files``     the sound files that may go to an instance

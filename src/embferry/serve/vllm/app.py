@@ -9,9 +9,9 @@ from embferry.serve.config import Settings
 from embferry.serve.http.app import RouterApp, router_app
 from embferry.serve.http.chat import ChatEndpoint
 from embferry.serve.vllm.chat import Chat
+from embferry.serve.vllm.client_request import CHAT
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.instance_source import InstanceSource
-from embferry.serve.vllm.item_encoder import CHAT
 from embferry.serve.vllm.passed_on import PATHS, PassedOn
 from embferry.serve.vllm.responses import RESPONSES, Responses
 

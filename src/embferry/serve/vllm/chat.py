@@ -20,6 +20,7 @@ from embferry.serve.http.chat import ClientResponse, Incoming
 from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.text_limit import check_characters
+from embferry.serve.vllm.client_request import CHAT, ClientRequest
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.early import Early, NotAsExpectedError, beside
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of, owner_of
@@ -29,7 +30,7 @@ from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import unless_given_up
 from embferry.serve.vllm.instance import Instance
-from embferry.serve.vllm.item_encoder import CHAT, ClientRequest, ItemEncoder
+from embferry.serve.vllm.item_encoder import ItemEncoder
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
 from embferry.serve.vllm.losses import ItemError

@@ -21,10 +21,11 @@ from starlette.responses import JSONResponse, Response
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object, read_body
 from embferry.serve.http.journal import RequestRecord, current_record
+from embferry.serve.vllm.client_request import ClientRequest
 from embferry.serve.vllm.connectors import KEY, Encoded
 from embferry.serve.vllm.failures import VerbatimError
 from embferry.serve.vllm.instance import Incarnation
-from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
+from embferry.serve.vllm.item_encoder import ItemEncoder
 from embferry.serve.vllm.items import Item
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
@@ -17,8 +17,8 @@ from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.journal import current_record
-from embferry.serve.http.request_trace import Call
 from embferry.serve.off_loop import off_loop
+from embferry.serve.vllm.client_request import CHAT, ClientRequest
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.early import Offerings
 from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
@@ -35,52 +35,37 @@ from embferry.trust.digests import DamagedError, content_digest
 
 log = logging.getLogger(__name__)
 
-CHAT = "/v1/chat/completions"
 _FORWARDED = ("model", "mm_processor_kwargs", "media_io_kwargs", "priority")
 """Fields of the client's request that apply to the encode too."""
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ClientRequest:
-    """A client's request.
-
-    Attributes:
-        headers: to be sent to instances.
-        nbytes: its length as JSON.
-        grow: called with the bytes of an answer that the router holds for it; may raise ServeError capacity_exhausted.
-        lost: gets the instances that end during the encode of its items.
-        prefixes: by the name of each item, a digest of what is before its end in the prompt.
-        on_encode: called when an item is about to go to an encoder.
-    """
-
-    content: dict[str, Any]
-    headers: dict[str, str]
-    nbytes: int = 0
-    grow: Callable[[int], object] = lambda nbytes: None
-    lost: set[Incarnation] = field(default_factory=set)
-    prefixes: Mapping[str, bytes] = field(default_factory=dict)
-    on_encode: Callable[[], object] = lambda: None
-
-    @property
-    def model(self) -> str | None:
-        """The model's name, if it is a text."""
-        model = self.content.get("model")
-        return model if isinstance(model, str) else None
-
-    def under(self, call: Call) -> ClientRequest:
-        """Returns the request as an instance gets it in this call, of which its headers tell."""
-        return replace(self, headers={**self.headers, **call.headers}) if call.headers else self
-
-    async def as_json(self, body: dict[str, Any], items: Iterable[Item]) -> bytes:
-        """Returns a body that was made from this request, with ``items`` in it."""
-        nbytes = self.nbytes + sum(len(item.url) for item in items)
-        return await off_loop(nbytes, msgspec.json.encode, body)
-
-
 class InstanceFaultError(Exception):
     """An encoder has answered with a status that blames itself. The item may be to blame all the same."""
+
+
+@dataclass(slots=True)
+class _Tries:
+    """The tries to encode one item.
+
+    Attributes:
+        avoid: URLs of encoders that are asked last.
+        tried: encoders that are not asked again.
+        failed: one sentence for each failure.
+        damaged: encoders from or to which a message arrived damaged.
+        faults: how many encoders blamed themselves.
+        was_taken: whether an encoder has failed at the item; if not, none could take it.
+    """
+
+    request: ClientRequest
+    item: Item
+    avoid: Collection[str]
+    tried: set[Incarnation]
+    failed: list[str] = field(default_factory=list)
+    damaged: set[Incarnation] = field(default_factory=set)
+    faults: int = 0
+    was_taken: bool = False
 
 
 class ItemEncoder:
@@ -122,70 +107,97 @@ class ItemEncoder:
                 media_decoder_failed, if two ended during its encode.
             ServeError: no_worker if no encoder can be reached or has capacity, worker_failed if all fail.
         """
-        tried: set[Incarnation] = set(never)
-        failed: list[str] = []
-        damaged: set[Incarnation] = set()
-        faults = 0
-        status = 503
-        chosen = first if first is not None and first.up else None
-        while (encoder := chosen or await self.fleet.encoder(item.uuid, request.model, tried, avoid)) is not None:
-            chosen = None
-            incarnation = encoder.incarnation
-            if len(tried) > len(never):
+        tries = _Tries(request, item, avoid, set(never))
+        encoder = first if first is not None and first.up else await self._next(tries)
+        while encoder is not None:
+            if len(tries.tried) > len(never):
                 self.fleet.metrics.encode_retries.inc()
                 self.fleet.journal.event("encode_retry", worker=encoder.url)
-            call = current_record().asks("encode", encoder.url, beside_others=True)
-            tried.add(incarnation)
-            if item.uuid in encoder.encoded:
-                self.fleet.metrics.affinity_hits.inc()
+            incarnation = encoder.incarnation
+            tries.tried.add(incarnation)
             try:
-                async with self._guarded(item, request):
-                    with call, self.fleet.count_in_flight(encoder), self.fleet.metrics.encode_seconds.time():
-                        told = request.under(call)
-                        name, entry, transfer_id = await self._encode_at(encoder, told, item, language, room)
-            except httpx.TransportError as error:
-                failed.append(self.fleet.failed(encoder, error))
-                if _broke_off(error):
-                    await self._note_if_lost(item, encoder, incarnation, request)
-                continue
-            except InstanceFaultError as error:
-                failed.append(f"{encoder!r}: {error}")
-                log.warning("%s", failed[-1])
+                name, entry, transfer_id = await self._try(encoder, request, item, language, room)
+            except (httpx.TransportError, InstanceFaultError, DamagedError, UnusableResponseError) as error:
+                await self._after(error, encoder, incarnation, tries)
+            else:
+                self.fleet.metrics.encodes.inc()
+                self._losses.forget(item)
+                self.fitness.encoded(encoder)
+                encoder.remember(item.uuid)
+                encoded = Encoded(item, encoder, incarnation, name, entry, transfer_id)
+                self.offerings.learn(encoded)
+                return encoded
+            encoder = await self._next(tries)
+        raise _not_encoded(tries, self.fleet.encoders)
+
+    async def _next(self, tries: _Tries) -> Instance | None:
+        return await self.fleet.encoder(tries.item.uuid, tries.request.model, tries.tried, tries.avoid)
+
+    async def _try(
+        self, encoder: Instance, request: ClientRequest, item: Item, language: Instance | None, room: int | None
+    ) -> tuple[str, dict[str, Any], str | None]:
+        """Encodes an item at one encoder. Returns and raises as :meth:`_encode_at`."""
+        call = current_record().asks("encode", encoder.url, beside_others=True)
+        if item.uuid in encoder.encoded:
+            self.fleet.metrics.affinity_hits.inc()
+        async with self._guarded(item, request):
+            with call, self.fleet.count_in_flight(encoder), self.fleet.metrics.encode_seconds.time():
+                return await self._encode_at(encoder, request.under(call), item, language, room)
+
+    async def _after(
+        self,
+        error: httpx.TransportError | InstanceFaultError | DamagedError | UnusableResponseError,
+        encoder: Instance,
+        incarnation: Incarnation,
+        tries: _Tries,
+    ) -> None:
+        """Records that an encoder has failed on an item, and decides whether it gets the item once more.
+
+        Raises:
+            ItemError: the item is to blame.
+        """
+        if isinstance(error, httpx.TransportError):
+            tries.failed.append(self.fleet.failed(encoder, error))
+            if _broke_off(error):
+                await self._note_if_lost(tries.item, encoder, incarnation, tries.request)
+        elif isinstance(error, InstanceFaultError):
+            await self._after_fault(error, encoder, incarnation, tries)
+        elif isinstance(error, DamagedError):
+            tries.failed.append(self.fleet.damaged(encoder, error))
+            tries.was_taken = True
+            if incarnation not in tries.damaged:  # once more
+                tries.damaged.add(incarnation)
+                tries.tried.discard(incarnation)
+        else:
+            tries.failed.append(f"{encoder!r}: {error}")
+            log.warning("%s", tries.failed[-1])
+            self.fleet.suspect(encoder)
+            if not error.is_capacity:
                 self.fitness.failed(encoder)
-                faults, status = faults + 1, 502
-                if await self._note_if_lost(item, encoder, incarnation, request):
-                    continue
-                if faults == 1:
-                    if await self.fleet.encoder(item.uuid, request.model, tried, avoid) is None:
-                        tried.discard(incarnation)  # once more here: there is no other
-                elif await self._encodes_another(encoder, request, item.kind):
-                    raise self._not_encodable(item, str(error)) from error
-                else:
-                    self.fleet.suspect(encoder)
-                continue
-            except DamagedError as error:
-                failed.append(self.fleet.damaged(encoder, error))
-                if incarnation not in damaged:  # once more
-                    damaged.add(incarnation)
-                    tried.discard(incarnation)
-                status = 502
-                continue
-            except UnusableResponseError as error:
-                failed.append(f"{encoder!r}: {error}")
-                log.warning("%s", failed[-1])
-                self.fleet.suspect(encoder)
-                if not error.is_capacity:
-                    self.fitness.failed(encoder)
-                    status = 502
-                continue
-            self.fleet.metrics.encodes.inc()
-            self._losses.forget(item)
-            self.fitness.encoded(encoder)
-            encoder.remember(item.uuid)
-            encoded = Encoded(item, encoder, incarnation, name, entry, transfer_id)
-            self.offerings.learn(encoded)
-            return encoded
-        raise _not_encoded(failed, self.fleet.encoders, status)
+                tries.was_taken = True
+
+    async def _after_fault(
+        self, error: InstanceFaultError, encoder: Instance, incarnation: Incarnation, tries: _Tries
+    ) -> None:
+        """Finds out whether the encoder or the item is to blame, after two faults at the latest.
+
+        Raises:
+            ItemError: the item is: an encoder that failed on it encodes another one.
+        """
+        tries.failed.append(f"{encoder!r}: {error}")
+        log.warning("%s", tries.failed[-1])
+        self.fitness.failed(encoder)
+        tries.faults += 1
+        tries.was_taken = True
+        if await self._note_if_lost(tries.item, encoder, incarnation, tries.request):
+            return
+        if tries.faults == 1:
+            if await self._next(tries) is None:
+                tries.tried.discard(incarnation)  # once more here: there is no other
+        elif await self._encodes_another(encoder, tries.request, tries.item.kind):
+            raise self._not_encodable(tries.item, str(error)) from error
+        else:
+            self.fleet.suspect(encoder)
 
     @contextlib.asynccontextmanager
     async def _guarded(self, item: Item, request: ClientRequest) -> AsyncIterator[None]:
@@ -324,9 +336,9 @@ def _only_entry(answer: bytes) -> tuple[str, dict[str, Any]]:
         raise UnusableResponseError(why) from error
 
 
-def _not_encoded(failed: list[str], encoders: Sequence[Instance], status: int) -> ServeError:
-    if failed:
-        code = "no_worker" if status == 503 else "worker_failed"
-        return ServeError(code, f"the item could not be encoded: {'; '.join(failed)}")
+def _not_encoded(tries: _Tries, encoders: Sequence[Instance]) -> ServeError:
+    if tries.failed:
+        code = "worker_failed" if tries.was_taken else "no_worker"
+        return ServeError(code, f"the item could not be encoded: {'; '.join(tries.failed)}")
     down = "; ".join(f"{one.url} {one.trouble}" for one in encoders if not one.up) or "all have been tried"
     return ServeError("no_worker", f"no encode instance is available: {down}")

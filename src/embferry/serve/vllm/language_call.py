@@ -23,12 +23,12 @@ from embferry.serve.http.answers import read_json
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.journal import current_record
 from embferry.serve.off_loop import off_loop
+from embferry.serve.vllm.client_request import CHAT, ClientRequest
 from embferry.serve.vllm.failures import EncodeAgainError, LostTwiceError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import REASONS
 from embferry.serve.vllm.instance import Incarnation, Instance
 from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
-from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
 from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_COMPLETION_BYTES, STREAMED
 from embferry.trust.digests import DamagedError, content_digest
 

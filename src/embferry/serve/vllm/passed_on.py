@@ -24,6 +24,7 @@ from embferry.serve.http.request_trace import Call
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.text_limit import check_characters, count_characters
+from embferry.serve.vllm.client_request import ClientRequest
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
 from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fields import ignored_fields
@@ -31,7 +32,6 @@ from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import check_not_given_up, unless_given_up
 from embferry.serve.vllm.instance import Incarnation, Instance
 from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
-from embferry.serve.vllm.item_encoder import ClientRequest
 from embferry.serve.vllm.media_parts import MediaPart, parse_request
 from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_COMPLETION_BYTES, STREAMED
 from embferry.trust.digests import DamagedError, content_digest

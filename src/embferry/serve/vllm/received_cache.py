@@ -19,10 +19,11 @@ import msgspec
 from embferry.protocol.errors import EmbferryError
 from embferry.protocol.layout import ITEM_BYTES
 from embferry.serve.errors import ServeError
+from embferry.serve.vllm.client_request import ClientRequest
 from embferry.serve.vllm.connectors import KEY, Encoded
 from embferry.serve.vllm.failures import VerbatimError
 from embferry.serve.vllm.instance import Incarnation, Instance
-from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder, gather_or_cancel
+from embferry.serve.vllm.item_encoder import ItemEncoder, gather_or_cancel
 from embferry.serve.vllm.items import Item
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,10 @@ from typing import Any
 from embferry.serve.errors import ServeError
 from embferry.serve.http.journal import current_record
 from embferry.serve.text_limit import count_characters
+from embferry.serve.vllm.client_request import ClientRequest
 from embferry.serve.vllm.connectors import Encoded
 from embferry.serve.vllm.fields import ignored_fields
-from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder, gather_or_cancel
+from embferry.serve.vllm.item_encoder import ItemEncoder, gather_or_cancel
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.losses import ItemError
 from embferry.serve.vllm.media_parts import MediaPart, parse_request

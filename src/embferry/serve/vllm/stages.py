@@ -23,10 +23,10 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.body import parse_object
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
+from embferry.serve.vllm.client_request import ClientRequest
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.instance import Instance
-from embferry.serve.vllm.item_encoder import ClientRequest
 from embferry.serve.vllm.language_call import Answer, ask, unavailable
 
 log = logging.getLogger(__name__)
