@@ -201,18 +201,23 @@ def settings_command(
             except EmbferryError as error:
                 fail(error.detail, status=1)
 
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        command.__annotations__ = {"context": typer.Context, **parameters, "return": None}
-        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by typer
-            [
-                inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
-                *(inspect.Parameter(name, keyword, default=None, annotation=each) for name, each in parameters.items()),
-            ]
-        )
+        _declare(command, parameters)
         command.__doc__ = body.__doc__
         return command
 
     return decorated
+
+
+def _declare(command: Callable[..., None], parameters: dict[str, Any]) -> None:
+    """Gives a command the annotated parameters that typer reads, besides the context."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    command.__annotations__ = {"context": typer.Context, **parameters, "return": None}
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+            *(inspect.Parameter(name, keyword, default=None, annotation=each) for name, each in parameters.items()),
+        ]
+    )
 
 
 def not_on_command_line(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:

@@ -212,29 +212,16 @@ class WorkerCall:
         """
         failed: list[str] = []
         full: ServeError | None = None
-        router = self._fleet.settings.router
-        timeout = httpx.Timeout(router.stall_timeout, connect=router.connect_timeout, pool=None)
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "X-Request-Id": self._request_id}
         digest = await off_loop(len(body), content_digest, body)
         for worker in await self._fleet.candidates(role, self._avoid, self._prefer, self._holder):
-            request = self._fleet.client.build_request(
-                "POST",
-                worker.url + path,
-                content=_Pieces(body),
-                headers=headers,
-                timeout=timeout,
-                extensions={ANSWER_LIMIT: MAX_COMPLETION_BYTES if role == "language" else MAX_ANSWER_BYTES},
-            )
             if worker not in self.workers:
                 self.workers.append(worker)
                 self._in_flight.enter_context(self._fleet.count_in_flight(worker.id))
             self._call = current_record().asks(role, worker.id)
-            if self._call.headers:
-                request.headers.update(self._call.headers)
+            request = add_digests(self._request(role, worker.url + path, body, headers), digest)
             try:
-                response = await self._fleet.client.send(
-                    add_digests(request, digest), stream=True, auth=self._fleet.proof_of(worker)
-                )
+                response = await self._fleet.client.send(request, stream=True, auth=self._fleet.proof_of(worker))
                 return worker, await accept(response)
             except httpx.TransportError as error:
                 self._call.end(type(error).__name__)
@@ -258,6 +245,18 @@ class WorkerCall:
                 full = refusal
         why = f"no {role} worker can be reached ({'; '.join(failed)}); try again when one has started"
         raise full or ServeError("no_worker", why)
+
+    def _request(self, role: Role, url: str, body: bytes, headers: dict[str, str]) -> httpx.Request:
+        """Returns the request of the call that has begun."""
+        router = self._fleet.settings.router
+        return self._fleet.client.build_request(
+            "POST",
+            url,
+            content=_Pieces(body),
+            headers={**headers, **self._call.headers},
+            timeout=httpx.Timeout(router.stall_timeout, connect=router.connect_timeout, pool=None),
+            extensions={ANSWER_LIMIT: MAX_COMPLETION_BYTES if role == "language" else MAX_ANSWER_BYTES},
+        )
 
     async def _whole(self, response: httpx.Response) -> bytes:
         """Returns the content of an encode worker's answer, whose last line has it if it took long.

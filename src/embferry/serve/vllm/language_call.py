@@ -100,10 +100,7 @@ async def ask(
         ServeError: no_worker if no instance can be reached; worker_failed if it does not take embeddings.
     """
     asked = set() if asked is None else asked
-    timeout, until = fleet.client.timeout, math.inf
-    if decodes:
-        connect = min(fleet.settings.router.connect_timeout, BLOCKS_SECONDS)
-        timeout, until = httpx.Timeout(None, connect=connect, pool=BLOCKS_SECONDS), time.monotonic() + BLOCKS_SECONDS
+    timeout, until = _time_limits(fleet, decodes)
     tried: set[Incarnation] = set()
     damaged: set[Incarnation] = set()
     failed: list[str] = []
@@ -116,8 +113,7 @@ async def ask(
         asked.add(instance.url)
         async with AsyncExitStack() as call:
             call.enter_context(fleet.count_in_flight(instance))
-            span = current_record().asks("language", instance.url, stage=instance.role)
-            call.enter_context(span)
+            span = call.enter_context(current_record().asks("language", instance.url, stage=instance.role))
             current_record().phase("answer")
             try:
                 async with fleet.unless_stalled(instance):
@@ -149,13 +145,17 @@ async def ask(
             log.warning("asking another instance: %s", lost.detail)
             fleet.metrics.second_attempts.inc()
             current_record().begins_again(lost.code, "")
-    if lost is not None:
-        raise lost
-    if busy is not None:
-        raise busy
-    if only_first:
+    if only_first and lost is None and busy is None:
         raise EncodeAgainError("no_worker", f"{first!r} cannot be reached", of_language=True)
-    raise unavailable(fleet, failed, decodes=decodes)
+    raise lost or busy or unavailable(fleet, failed, decodes=decodes)
+
+
+def _time_limits(fleet: Fleet, decodes: bool) -> tuple[httpx.Timeout, float]:
+    """Returns the time limits of one request, and the time (monotonic) until which further instances are asked."""
+    if not decodes:
+        return fleet.client.timeout, math.inf
+    connect = min(fleet.settings.router.connect_timeout, BLOCKS_SECONDS)
+    return httpx.Timeout(None, connect=connect, pool=BLOCKS_SECONDS), time.monotonic() + BLOCKS_SECONDS
 
 
 def _lost(
