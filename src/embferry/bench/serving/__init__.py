@@ -9,6 +9,8 @@ In the order in which to read it:
 - ``compare`` starts the servers that it compares, of one of the ``engines``: ``vllm`` and ``sglang`` hold the
   configurations, the commands and the scenarios of one each, ``configurations`` and ``scenarios`` what they have in
   common. ``stack`` are the processes, ``faults`` the damage, ``corruption`` damages bytes on their way.
+  ``documents`` reads what the servers say of themselves.
   ``vllm_plugins`` and ``sglang_plugins`` make the comparison fair; ``plugin_folder`` has an engine call them.
-- ``results`` is what is measured, with the figures of ``vllm bench serve``; ``report`` is computed from it.
+- ``results`` is what is measured, with the figures of ``vllm bench serve``; ``report`` is computed from it, with the
+  ``ratios`` of configurations that ran side by side.
 """

@@ -2,8 +2,10 @@
 
 In the order in which to read it:
 
-- ``candidates`` lists what is compared; ``contract`` is what both ends of a candidate implement.
+- ``candidates`` lists what is compared, ``payloads`` what is sent; ``contract`` is what both ends of a candidate
+  implement.
 - ``library`` implements it with embferry, ``small`` with many transfers in one round, ``peers`` with everything else.
+  ``trust`` makes the key and the certificates of candidates that measure their cost.
 - ``worker`` is a process with one end of a candidate; ``pair`` controls a candidate's two processes.
 - ``plan`` says which candidates meet with which payloads and how often, ``sweeps`` which settings of embferry vary;
   ``rounds`` lets them take turns.

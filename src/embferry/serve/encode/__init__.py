@@ -9,5 +9,7 @@ service             rooms, queues and the encoder thread
 turns               which request is encoded next
 self_test           whether the worker encodes at all, by a tiny picture of its own
 embedding_resource  ``/embeddings/{room}``: an embedding as bytes, for any HTTP client
+freed_memory        returns freed memory to the system
+room_trace          the spans of one room
 metrics             Prometheus metrics
 """

@@ -9,6 +9,8 @@ In the order of a request:
 ``tokens``       ``/tokenize`` and ``/detokenize``
 ``attempts``     whether a failed attempt is followed by another one, and where
 ``media``        its pictures and videos
-``fleet``        the workers that there are
-``worker_call``  its calls to two of them
+``fleet``        the workers
+``worker_source`` how the fleet learns of workers
+``worker_call``  the calls of a request to two of them
+``worker_events`` the events of a language worker, checked
 """

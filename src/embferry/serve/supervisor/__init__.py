@@ -6,6 +6,7 @@
 ``vllm_arguments``  the user's own arguments for ``vllm serve``, checked before anything is started
 ``process``         one process, over all its restarts
 ``ports``           whether the ports are free, asked before any process starts
+``reserved_ports``  ports that no other process takes before the one they are meant for
 ``handover``        the pipes between supervisor and child, and the settings on their way
 ``child``           the main module of a child
 ``vllm_child``      the main module of a child that runs ``vllm serve``

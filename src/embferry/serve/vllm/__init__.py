@@ -28,11 +28,17 @@ In the order of a request:
 ``language_call``   asks a language instance, up to its first token
 ``given_up``        answers that an instance has given up
 ``stages``          asks a prefill instance, then a decode instance
+``texts``           the texts of a request, counted before an instance renders them
+``failures``        failures that need their own handling
 ``instance_digests`` digests between the router and an instance
+``instance_proofs`` proofs of the cluster key on that hop
 ``instance_part``   a module of vLLM that an instance changes
 ``instance_videos`` protects an instance from damaged video files
 ``instance_sounds`` protects an instance from sounds of odd rates
 ``instance``        one instance
-``fleet``           the instances that there are
+``instance_models`` the list of models of an instance, checked
+``instance_source`` how the fleet learns of instances
+``fleet``           all instances
 ``failover``        what consumers report of embeddings under way, and their replacement
+``metrics``         Prometheus metrics
 """
