@@ -71,7 +71,7 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def noisy(self) -> str:
-        """That the times from which the speeds were computed are noisy, and what to do; empty if they are not."""
+        """A warning that the speeds were computed from noisy times, and what to do; empty if they were not."""
         if self.noise <= NOISY:
             return ""
         return (
