@@ -38,6 +38,7 @@ NOT_OURS = {
         "--otlp-traces-endpoint",
         "--tensor-parallel-size",
         "--shutdown-timeout",
+        "--hf-token",
     ),  # of vLLM
     *("--reset-then-reuse-values", "--reuse-values"),  # of Helm
     *("--encoder-only", "--language-only", "--encoder-urls", "--encoder-transfer-backend"),  # of SGLang
