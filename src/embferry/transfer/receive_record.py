@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from embferry.memory.blocks import MetadataAllocation
 from embferry.protocol.arguments import as_integer, as_seconds, as_text
 from embferry.protocol.commands import Deliver, Restart, Verify
@@ -22,8 +24,7 @@ from .resume_log import ResumeLog
 from .sinks import Sink, check_sink
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Struct, frozen=True):
     """Tells the sink which blocks were granted for tokens from ``start`` on."""
 
     epoch: int
