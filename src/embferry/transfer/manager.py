@@ -377,7 +377,7 @@ class Manager(ABC, Generic[R]):
                     log.info("a data connection ended: %s", event.error)
                 else:
                     self._transport_event(event)
-        if not self._is_closed:
+        if self._lost_transports and not self._is_closed:
             self._close_lost(self.now())
 
     def _close_lost(self, now: float) -> None:

@@ -182,8 +182,10 @@ class SendManager(Manager[SendRecord]):
         return []
 
     def _next_due(self) -> float | None:
-        times = super()._next_due(), self.parked.next_expiry
-        return min((time for time in times if time is not None), default=None)
+        timer, expiry = super()._next_due(), self.parked.next_expiry
+        if timer is None or expiry is None:
+            return expiry if timer is None else timer
+        return min(timer, expiry)
 
     def _run_commands(self, record: SendRecord) -> None:
         machine = record.machine
