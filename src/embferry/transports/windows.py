@@ -120,7 +120,12 @@ class BlockRows:
 
 def allows(owner: npt.NDArray[np.uint64], epoch: int, touched: npt.NDArray[np.intp]) -> bool:
     """Returns whether there is a touched block and every touched block belongs to ``epoch``."""
-    return 1 <= epoch <= MAX_EPOCH and touched.size > 0 and bool((owner[touched] == np.uint64(epoch)).all())
+    if not 1 <= epoch <= MAX_EPOCH or not touched.size:
+        return False
+    owners = owner[touched]
+    if touched.size <= FEW:
+        return owners.tolist().count(epoch) == touched.size
+    return bool((owners == np.uint64(epoch)).all())
 
 
 class Windows:
