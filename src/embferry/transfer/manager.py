@@ -21,7 +21,7 @@ from embferry.transports.contract import Event, LinkLost, Transport
 
 from .control.contract import ControlPlane, Received, Unreachable
 from .control_messages import ControlMessages
-from .failures import as_transfer_error, attempt, is_exhausted
+from .failures import as_transfer_error, attempt, error_of_bug
 from .guarded_transport import GuardedTransport
 from .ready_queue import ReadyQueue
 from .record import Record
@@ -76,7 +76,7 @@ class Manager(ABC, Generic[R]):
             for transport in transports:
                 self._collect(transport.close)
             raise
-        self.transports = {transport.name: GuardedTransport(transport, self.wake) for transport in transports}
+        self.transports = {transport.name: GuardedTransport(transport, self._on_events) for transport in transports}
 
     # For users
 
@@ -200,6 +200,10 @@ class Manager(ABC, Generic[R]):
     def _unreachable(self, event: Unreachable, now: float) -> None:
         """A peer cannot be reached, or its connection has ended. The lock is held."""
 
+    def _on_events(self) -> None:
+        """A transport has events. Any thread."""
+        self.wake()
+
     @abstractmethod
     def _transport_event(self, event: Event) -> None:
         """Handles an event of a transport. The lock is held."""
@@ -299,15 +303,7 @@ class Manager(ABC, Generic[R]):
 
     def _broke(self, record: R, error: Exception) -> None:
         record.is_broken = True
-        text = "room %d: a bug in embferry has ended this transfer; please report it, with this: %s, history %s"
-        facts = record.room, shown(error), "; ".join(record.history())
-        log.critical(text, *facts, exc_info=error, extra={"room": record.room})
-        if is_exhausted(error):
-            cause = as_transfer_error("the driver of the transfer", error, record.room)
-        else:
-            why = f"a bug in embferry has ended this transfer: {shown(error)}; the log has its traceback"
-            cause = LocalProtocolError(why, room=record.room)
-        record.failure = record.failure or cause
+        record.failure = record.failure or error_of_bug(error, record.room, record.history())
         self.ready_queue.touch(record)
         self.wake()
 
