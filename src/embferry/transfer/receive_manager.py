@@ -232,14 +232,14 @@ class ReceiveManager(Manager[ReceiveRecord]):
         self.run_commands(record, now)
 
     def _has_work(self, record: ReceiveRecord) -> bool:
-        return bool(record.calls) or not record.is_sink_complete
+        return record.has_calls or not record.is_sink_complete
 
     def _work(self, record: ReceiveRecord, now: float) -> None:
         self._sink_calls.make(record, now, alone=len(self._records_by_session) == 1)
 
     def _settle(self, record: ReceiveRecord, now: float) -> None:
-        machine = self.machine_of(record)
-        if record.poll() is KVPoll.Success:
+        machine, state = self.machine_of(record), record.poll()
+        if state is KVPoll.Success:
             record.log.completed(machine)
         self.admission.update(machine, is_waiting=machine.wanted(now) is not None)
         self.admission.update_quarantine(machine)
@@ -248,10 +248,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
             if record.allocation is not None:
                 self.allocator.free(record.allocation.blocks, record.room)
                 record.allocation = None
-        if record.calls:
+        if record.has_calls:
             if not record.is_preparing:
                 self.ready_queue.touch(record)
-        elif machine.settled(now) and record.poll() in ENDED:
+        elif machine.settled(now) and state in ENDED:
             self._forget(record)
             return
         time = machine.next_timeout()

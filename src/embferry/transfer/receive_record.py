@@ -135,9 +135,14 @@ class ReceiveRecord:
         if self.machine is None:
             return KVPoll.Bootstrapping
         state = self.machine.poll()
-        if state is KVPoll.Success and (self.calls or not self.is_sink_complete):
+        if state is KVPoll.Success and (self.has_calls or not self.is_sink_complete):
             return KVPoll.Transferring
         return state
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether calls of the sink are to be made now. News of a grant waits for the first call that uses it."""
+        return bool(self.calls) and (len(self.calls) > 1 or type(self.calls[0]) is not Granted)
 
     def blocks(self) -> set[int]:
         """Returns the blocks that the transfer uses or will use."""
