@@ -220,8 +220,8 @@ class Manager(ABC, Generic[R]):
     def _release(self) -> None:
         """Frees what belongs to the manager itself. The transports are closed."""
 
-    def _after_records(self, now: float) -> list[R]:
-        """Runs at the end of a turn, with the lock held. Returns records that have something to do now."""
+    def _serve_waiting(self, now: float) -> list[R]:
+        """Gives records what they wait for. Returns those that have something to do now. The lock is held."""
         return []
 
     # The driver thread
@@ -235,9 +235,11 @@ class Manager(ABC, Generic[R]):
             for event in events:
                 self._survive("a control message", self._take_control_event, event, now)
             self._survive("the events of the transports", self._take_transport_events)
+            for record in self._serve(now) if events else ():  # so that none is advanced twice
+                self.ready_queue.touch(record)
             ready = self.ready_queue.due(now)
         self._step_all(ready, now)
-        while more := self._after(now):
+        while more := self._serve(now):
             self._step_all(more, now)
         self._messages.send()
         with self.lock:
@@ -256,10 +258,10 @@ class Manager(ABC, Generic[R]):
         """Returns when something is due without an event, or None. The lock is held."""
         return self.ready_queue.next()
 
-    def _after(self, now: float) -> list[R]:
+    def _serve(self, now: float) -> list[R]:
         records: list[R] = []
         with self.lock:
-            self._survive("the end of a turn", lambda: records.extend(self._after_records(now)))
+            self._survive("serving transfers that wait", lambda: records.extend(self._serve_waiting(now)))
         return records
 
     def _survive(self, what: str, call: Callable[..., object], *arguments: object) -> None:

@@ -186,7 +186,7 @@ class SendManager(Manager[SendRecord]):
             time = machine.next_timeout()
             self.ready_queue.schedule(record, now + self.settings.linger if time is None else time)
 
-    def _after_records(self, now: float) -> list[SendRecord]:
+    def _serve_waiting(self, now: float) -> list[SendRecord]:
         self.parked.expire(now)
         return []
 
