@@ -285,6 +285,8 @@ class Manager(ABC, Generic[R]):
                 if error is not None:
                     self._broke(record, error)
                 self.guard(record, self._advance, record, now)
+                if not self._has_work(record):
+                    self.ready_queue.untouch(record)  # what the work has caused has just been handled
                 changed = self._end_step(record, now)
         if changed:
             record.end.notify()
@@ -340,7 +342,8 @@ class Manager(ABC, Generic[R]):
         """Queues a record to be processed by the driver thread. Any thread."""
         with self.lock:
             self.ready_queue.touch(record)
-        self.wake()
+        if not self._runtime.is_own_thread:  # otherwise the turn that is being made is followed by another
+            self.wake()
 
     def send(self, peer: Hashable, source: int, target: int, body: Body) -> None:
         """Queues a control message. A message that is lost is repeated by the machine that needs an answer."""
