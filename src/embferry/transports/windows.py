@@ -122,10 +122,10 @@ def allows(owner: npt.NDArray[np.uint64], epoch: int, touched: npt.NDArray[np.in
     """Returns whether there is a touched block and every touched block belongs to ``epoch``."""
     if not 1 <= epoch <= MAX_EPOCH or not touched.size:
         return False
-    owners = owner[touched]
-    if touched.size <= FEW:
-        return owners.tolist().count(epoch) == touched.size
-    return bool((owners == np.uint64(epoch)).all())
+    if touched.size > FEW:
+        return bool((owner[touched] == np.uint64(epoch)).all())
+    owners: list[int] = owner[touched].tolist()
+    return owners.count(epoch) == len(owners)
 
 
 class Windows:
