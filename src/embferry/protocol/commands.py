@@ -7,7 +7,7 @@ from msgspec import Struct
 from .messages import Body, TransportAddress
 
 
-class Send(Struct, frozen=True):
+class Send(Struct, frozen=True, gc=False):
     """Send ``body`` to the peer's session ``target`` (0: the session that serves the room)."""
 
     body: Body
@@ -17,7 +17,7 @@ class Send(Struct, frozen=True):
 # Commands of a receiver
 
 
-class Admit(Struct, frozen=True):
+class Admit(Struct, frozen=True, gc=False):
     """Let the peer write into ``blocks`` under ``epoch`` over ``transport``, where the peer is at ``address``.
 
     Precedes the grant message.
@@ -29,20 +29,20 @@ class Admit(Struct, frozen=True):
     address: bytes
 
 
-class CloseBlocks(Struct, frozen=True):
+class CloseBlocks(Struct, frozen=True, gc=False):
     """Close ``blocks`` to their writer, which is done with them."""
 
     epoch: int
     blocks: tuple[int, ...]
 
 
-class Revoke(Struct, frozen=True):
+class Revoke(Struct, frozen=True, gc=False):
     """Revoke the peer's access under ``epoch``; then call ``Receiver.revoked``."""
 
     epoch: int
 
 
-class Verify(Struct, frozen=True):
+class Verify(Struct, frozen=True, gc=False):
     """Compare ``checksum`` with the bytes of a chunk; then call ``Receiver.verified_chunk``.
 
     The chunk is tokens ``[offset, offset + length)``, which fill ``blocks`` from their start. A chunk without a
@@ -56,7 +56,7 @@ class Verify(Struct, frozen=True):
     checksum: bytes | None
 
 
-class Deliver(Struct, frozen=True):
+class Deliver(Struct, frozen=True, gc=False):
     """Tokens ``[offset, offset + length)`` are verified and lie in ``blocks``.
 
     Call ``Receiver.consumed`` when the blocks are no longer read. The pair (offset, length) is the ``chunk_info``.
@@ -68,20 +68,20 @@ class Deliver(Struct, frozen=True):
     blocks: tuple[int, ...]
 
 
-class Release(Struct, frozen=True):
+class Release(Struct, frozen=True, gc=False):
     """Return ``blocks`` to the pool: nothing writes to them or reads them any more."""
 
     blocks: tuple[int, ...]
 
 
-class Restart(Struct, frozen=True):
+class Restart(Struct, frozen=True, gc=False):
     """Forget what was delivered: the content of the room has changed before any of it was used."""
 
 
 # Commands of a sender
 
 
-class Write(Struct, frozen=True):
+class Write(Struct, frozen=True, gc=False):
     """Write a chunk over ``transport``; then call ``Sender.write_done`` or ``Sender.write_failed``.
 
     Tokens ``[offset, offset + length)`` go into ``blocks`` of the region of session ``target``, from the first block's
@@ -99,7 +99,7 @@ class Write(Struct, frozen=True):
     checksum: bool
 
 
-class Connect(Struct, frozen=True):
+class Connect(Struct, frozen=True, gc=False):
     """Connect to session ``target`` over ``transport`` before the first write.
 
     If that is impossible, call ``Sender.transport_failed``.
@@ -109,7 +109,7 @@ class Connect(Struct, frozen=True):
     transport: TransportAddress
 
 
-class ReleaseSource(Struct, frozen=True):
+class ReleaseSource(Struct, frozen=True, gc=False):
     """The embedding is no longer read: it may go to the cache or be freed."""
 
 
