@@ -36,9 +36,6 @@ REPORT_SECONDS = 1.0
 AGAIN_SECONDS = 0.1
 """When a part of a turn that has failed is tried again."""
 
-CLOSE_AGAIN_SECONDS = 5.0
-"""How often a transport that could not be closed is closed again. Until then blocks that it may write are missing."""
-
 SENT_TOGETHER = 16
 """Transfers that are advanced before their messages are sent. The peer works on them while the next are advanced."""
 
@@ -64,7 +61,7 @@ class Manager(ABC, Generic[R]):
         self._is_closed = False
         self._failed_at = -REPORT_SECONDS
         self._again_at = IDLE  # when a part of a turn that failed is tried again
-        self._close_again_at = IDLE  # when transports that may still write are closed again
+        self._forgotten: list[R] = []  # in this turn
         self._lost_transports: set[str] = set()
         try:
             names = [transport.name for transport in transports]
@@ -226,6 +223,11 @@ class Manager(ABC, Generic[R]):
 
     # The driver thread
 
+    def forget(self, record: R) -> None:
+        """A record is over, and no longer among :meth:`_records`. The lock is held."""
+        self.ready_queue.forget(record)
+        self._forgotten.append(record)
+
     def turn(self) -> float | None:
         """Handles everything that has happened and is due. Returns when it is due again; None: only after an event."""
         now, self._again_at = self.now(), IDLE
@@ -243,6 +245,8 @@ class Manager(ABC, Generic[R]):
             self._step_all(more, now)
         self._messages.send()
         with self.lock:
+            while self._forgotten:
+                self._forgotten.pop().let_go()
             timer = self._next_due()
             due = min(IDLE if timer is None else timer, self._again_at)
             self._due = due if self.ready_queue.is_clear and not self._messages.is_queued else now
@@ -378,19 +382,8 @@ class Manager(ABC, Generic[R]):
                     log.info("a data connection ended: %s", event.error)
                 else:
                     self._transport_event(event)
-        if self._lost_transports and not self._is_closed:
-            self._close_lost(self.now())
-
-    def _close_lost(self, now: float) -> None:
-        """Tries again, from time to time, to close transports that have failed and could not be closed."""
-        lost = [transport for transport in self.transports.values() if transport.may_still_write]
-        if now >= self._close_again_at:
-            self._close_again_at = IDLE
-            for transport in lost:
-                transport.close_again()
-        if lost:
-            self._close_again_at = min(self._close_again_at, now + CLOSE_AGAIN_SECONDS)
-            self._again_at = min(self._again_at, self._close_again_at)
+        for name in () if self._is_closed else self._lost_transports:
+            self._again_at = min(self._again_at, self.transports[name].close_when_due(self.now()))
 
     @staticmethod
     def _collect(close: Callable[[], None]) -> list[Exception]:

@@ -61,6 +61,7 @@ class EmbeddingReceiver(Handle):
         self.manager = manager
         self._record = record
         self._reported = (KVPoll.Bootstrapping, 0, False)
+        self._sink = record.sink
         record.end = self
         record.sink.owner = _SinkOwner(manager, record)
 
@@ -90,7 +91,7 @@ class EmbeddingReceiver(Handle):
     @property
     def sink(self) -> Sink:
         """Where the data goes."""
-        return self._record.sink
+        return self._sink
 
     def init(self, allocation: MetadataAllocation | None = None) -> None:
         """Asks for the embedding.

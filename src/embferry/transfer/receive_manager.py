@@ -334,7 +334,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         self._records_by_session.pop(self.machine_of(record).session, None)
         for epoch in record.epochs:
             self._by_epoch.pop(epoch, None)
-        self.ready_queue.forget(record)
+        self.forget(record)
         self.left(record.endpoint)
 
     # Ends

@@ -297,7 +297,7 @@ class SendManager(Manager[SendRecord]):
 
     def _forget(self, record: SendRecord) -> None:
         del self._rooms[record.room]
-        self.ready_queue.forget(record)
+        self.forget(record)
 
     # Ends
 
