@@ -31,7 +31,7 @@ from embferry.testing.virtual_transport import VirtualTransport
 LAYOUT = Layout((Field("input_embeddings", "float32", 8),))
 ROWS = as_fields({"input_embeddings": np.arange(10 * 8, dtype=np.float32).reshape(10, 8)})
 SECONDS = 60.0
-"""Of virtual time: longer than an end that is over lingers."""
+"""Virtual time: longer than an end that is over lingers."""
 
 Finish = Callable[[VirtualWorld, EmbeddingSender, EmbeddingReceiver], None]
 
