@@ -353,7 +353,7 @@ class Simulation:
     def _allocate(self) -> bool:
         waiting = [e for e in self.living_receivers() if e.machine.wanted(self.now) is not None]
         for end in self.living_receivers():
-            self.admission.update(end.machine, is_waiting=end.machine.wanted(self.now) is not None)
+            self.admission.update(end.machine, self.now)
         served = {machine.session for machine, _ in self.admission.allocate(self.now)}
         granted = [end for end in waiting if end.machine.session in served]
         self.passed_over = {end: self.passed_over.get(end, Counter()) for end in waiting}

@@ -52,9 +52,9 @@ class PoolAdmission:
         self.allocator.release_quarantined(quarantined, receiver.room)
         self.allocator.free(set(blocks).difference(quarantined), receiver.room)
 
-    def update(self, receiver: Receiver, *, is_waiting: bool) -> None:
+    def update(self, receiver: Receiver, now: float) -> None:
         """Queues the receiver if it waits for blocks now: if it wants any. Call it after every event of a receiver."""
-        if is_waiting and receiver.session in self._registered:
+        if receiver.session in self._registered and receiver.wanted(now) is not None:
             self._waiting.setdefault(receiver.session, receiver)
         else:
             self._waiting.pop(receiver.session, None)
@@ -120,7 +120,7 @@ class PoolAdmission:
         tokens = receiver.grant(allocation.blocks, self._next_epoch, now)
         self._next_epoch += 1
         self._waiting.pop(receiver.session, None)
-        self.update(receiver, is_waiting=receiver.wanted(now) is not None)  # if so, it goes to the end of the queue
+        self.update(receiver, now)  # if it wants more, it goes to the end of the queue
         return tokens
 
     def _share(self, needed: int, waiting: int, free: int) -> int:

@@ -24,6 +24,7 @@ from .piece import Piece
 
 __all__ = ["AUX_WIDTH", "MultimodalDataBuffers", "checksum", "source_pieces"]
 
+MAX_INT32 = (1 << 31) - 1
 AUX_WIDTH = 16
 """Number of int32 values for each block in ``aux_datas``: [0] total tokens of the embedding, [1] its mrope position
 delta. A total above 2³¹−1 does not fit: [0] is then 2³¹−1, and the receiver's ``total_tokens`` has the number."""
@@ -38,7 +39,7 @@ def aux_row(total_tokens: int, aux: Sequence[int]) -> npt.NDArray[np.int32]:
     """Returns a row of ``aux_datas``, int32 [AUX_WIDTH]: what the sender announced, with the length in [0]."""
     row = np.zeros(AUX_WIDTH, np.int32)
     row[: len(aux)] = aux
-    row[0] = min(total_tokens, np.iinfo(np.int32).max)
+    row[0] = min(total_tokens, MAX_INT32)
     return row
 
 

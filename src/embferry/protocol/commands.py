@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from .messages import Body, TransportAddress
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True, gc=False):
     """Send ``body`` to the peer's session ``target`` (0: the session that serves the room)."""
 
     body: Body
@@ -18,8 +17,7 @@ class Send:
 # Commands of a receiver
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(Struct, frozen=True, gc=False):
     """Let the peer write into ``blocks`` under ``epoch`` over ``transport``, where the peer is at ``address``.
 
     Precedes the grant message.
@@ -31,23 +29,20 @@ class Admit:
     address: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CloseBlocks:
+class CloseBlocks(Struct, frozen=True, gc=False):
     """Close ``blocks`` to their writer, which is done with them."""
 
     epoch: int
     blocks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Revoke:
+class Revoke(Struct, frozen=True, gc=False):
     """Revoke the peer's access under ``epoch``; then call ``Receiver.revoked``."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verify:
+class Verify(Struct, frozen=True, gc=False):
     """Compare ``checksum`` with the bytes of a chunk; then call ``Receiver.verified_chunk``.
 
     The chunk is tokens ``[offset, offset + length)``, which fill ``blocks`` from their start. A chunk without a
@@ -61,8 +56,7 @@ class Verify:
     checksum: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(Struct, frozen=True, gc=False):
     """Tokens ``[offset, offset + length)`` are verified and lie in ``blocks``.
 
     Call ``Receiver.consumed`` when the blocks are no longer read. The pair (offset, length) is the ``chunk_info``.
@@ -74,23 +68,20 @@ class Deliver:
     blocks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(Struct, frozen=True, gc=False):
     """Return ``blocks`` to the pool: nothing writes to them or reads them any more."""
 
     blocks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
+class Restart(Struct, frozen=True, gc=False):
     """Forget what was delivered: the content of the room has changed before any of it was used."""
 
 
 # Commands of a sender
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Struct, frozen=True, gc=False):
     """Write a chunk over ``transport``; then call ``Sender.write_done`` or ``Sender.write_failed``.
 
     Tokens ``[offset, offset + length)`` go into ``blocks`` of the region of session ``target``, from the first block's
@@ -108,8 +99,7 @@ class Write:
     checksum: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Connect:
+class Connect(Struct, frozen=True, gc=False):
     """Connect to session ``target`` over ``transport`` before the first write.
 
     If that is impossible, call ``Sender.transport_failed``.
@@ -119,8 +109,7 @@ class Connect:
     transport: TransportAddress
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseSource:
+class ReleaseSource(Struct, frozen=True, gc=False):
     """The embedding is no longer read: it may go to the cache or be freed."""
 
 

@@ -29,7 +29,7 @@ MAX_TOKEN_BYTES = 1 << 24
 MAX_REGION_BYTES = 1 << 48
 
 
-class Field(msgspec.Struct, frozen=True, array_like=True):
+class Field(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One field of a token: ``width`` elements of ``dtype``."""
 
     name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
@@ -44,7 +44,7 @@ class Field(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.name} {self.dtype}[{self.width}]"
 
 
-class Layout(msgspec.Struct, frozen=True, array_like=True):
+class Layout(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The fields of a token, in the order in which they are laid out and checksummed."""
 
     fields: Annotated[tuple[Field, ...], Meta(min_length=1, max_length=MAX_FIELDS)]
@@ -83,7 +83,7 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
         return "; ".join(parts) or "the same fields in another order"
 
 
-class Geometry(msgspec.Struct, frozen=True, array_like=True):
+class Geometry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A region of ``num_blocks`` blocks of ``block_size`` tokens each."""
 
     layout: Layout

@@ -177,10 +177,15 @@ class Ledger:
         """Returns the first tokens below ``total`` that have neither arrived nor been granted, as (offset, length)."""
         if self.verified.prefix >= total:
             return None
-        found = [piece for grant in self.active for piece in grant.open_tokens]
-        found += [(at, at + check.length) for (_, at), check in self.checking.items() if not check.outdated]
+        found = [*self.verified, (total, total)]
+        for grant in self.grants.values():
+            if not grant.draining:
+                found += grant.open_tokens
+        for (_, at), check in self.checking.items():
+            if not check.outdated:
+                found.append((at, at + check.length))
         end = 0
-        for start, stop in sorted([*found, *self.verified, (total, total)]):
+        for start, stop in sorted(found):
             if start > end:
                 return (end, start - end) if end < total else None
             end = max(end, stop)

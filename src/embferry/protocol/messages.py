@@ -42,13 +42,13 @@ Checksum = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Epochs = Annotated[tuple[Id, ...], Meta(max_length=4096)]
 
 
-class Message(Struct, frozen=True, array_like=True, tag_field="type"):
+class Message(Struct, frozen=True, array_like=True, tag_field="type", gc=False):
     """Every message names its room first."""
 
     room: Id
 
 
-class TransportAddress(Struct, frozen=True, array_like=True):
+class TransportAddress(Struct, frozen=True, array_like=True, gc=False):
     """A transport by which one end can be reached, and the handle to connect with."""
 
     name: Name
@@ -69,7 +69,7 @@ class Chunk(Struct, frozen=True, array_like=True, gc=False):
 # Receiver to sender
 
 
-class Open(Message, frozen=True, array_like=True, tag="open"):
+class Open(Message, frozen=True, array_like=True, tag="open", gc=False):
     """The receiver introduces itself and asks for an offer."""
 
     generation: Id
@@ -83,7 +83,7 @@ class Open(Message, frozen=True, array_like=True, tag="open"):
     """Whether every chunk must have a checksum."""
 
 
-class Grant(Message, frozen=True, array_like=True, tag="grant"):
+class Grant(Message, frozen=True, array_like=True, tag="grant", gc=False):
     """Write tokens ``[sent_tokens, sent_tokens + allocated_tokens)`` into these blocks, from the first one's start.
 
     The first grant of a room is the initial transfer; every later one is a resumed transfer.
@@ -100,20 +100,20 @@ class Grant(Message, frozen=True, array_like=True, tag="grant"):
     """The transport over which the blocks are open under this epoch: that of the latest offer received."""
 
 
-class Progress(Message, frozen=True, array_like=True, tag="progress"):
+class Progress(Message, frozen=True, array_like=True, tag="progress", gc=False):
     """Tokens ``[0, transferred_tokens)`` are verified and will never be requested again. Also the heartbeat."""
 
     transferred_tokens: Tokens
     floor: Id
 
 
-class Drain(Message, frozen=True, array_like=True, tag="drain"):
+class Drain(Message, frozen=True, array_like=True, tag="drain", gc=False):
     """Asks the sender to stop writing under these epochs, and to answer when no write is in flight."""
 
     epochs: Epochs
 
 
-class Confirm(Message, frozen=True, array_like=True, tag="confirm"):
+class Confirm(Message, frozen=True, array_like=True, tag="confirm", gc=False):
     """Everything has arrived and is verified: the sender may release the embedding."""
 
     transferred_tokens: Tokens
@@ -122,7 +122,7 @@ class Confirm(Message, frozen=True, array_like=True, tag="confirm"):
 # Sender to receiver
 
 
-class Offer(Message, frozen=True, array_like=True, tag="offer"):
+class Offer(Message, frozen=True, array_like=True, tag="offer", gc=False):
     """Announces the embedding, as soon as its length is known, which is before the encoder runs."""
 
     generation: Id
@@ -140,21 +140,21 @@ class Offer(Message, frozen=True, array_like=True, tag="offer"):
     """The sender's address on a transport where the receiver fetches; otherwise empty."""
 
 
-class Pending(Message, frozen=True, array_like=True, tag="pending"):
+class Pending(Message, frozen=True, array_like=True, tag="pending", gc=False):
     """The grant was received; its tokens are not ready yet, or are being written."""
 
     epoch: Id
     """0: there is no grant yet. The worker keeps the ``open`` until it opens the room itself."""
 
 
-class Written(Message, frozen=True, array_like=True, tag="written"):
+class Written(Message, frozen=True, array_like=True, tag="written", gc=False):
     """These chunks are in the receiver's blocks, and no write to them is in flight."""
 
     epoch: Id
     chunks: Annotated[tuple[Chunk, ...], Meta(min_length=1, max_length=MAX_CHUNKS)]
 
 
-class WriteFailed(Message, frozen=True, array_like=True, tag="write_failed"):
+class WriteFailed(Message, frozen=True, array_like=True, tag="write_failed", gc=False):
     """Tokens ``[offset, offset + length)`` were not written under this epoch, and will not be."""
 
     epoch: Id
@@ -171,17 +171,17 @@ class WriteFailed(Message, frozen=True, array_like=True, tag="write_failed"):
         return found
 
 
-class Drained(Message, frozen=True, array_like=True, tag="drained"):
+class Drained(Message, frozen=True, array_like=True, tag="drained", gc=False):
     """No write under these epochs is in flight, and none will be started."""
 
     epochs: Epochs
 
 
-class Closed(Message, frozen=True, array_like=True, tag="closed"):
+class Closed(Message, frozen=True, array_like=True, tag="closed", gc=False):
     """The confirmation, or the abort, was received."""
 
 
-class Unknown(Message, frozen=True, array_like=True, tag="unknown"):
+class Unknown(Message, frozen=True, array_like=True, tag="unknown", gc=False):
     """The session that a message was meant for does not exist any more."""
 
     missing: Id
@@ -190,7 +190,7 @@ class Unknown(Message, frozen=True, array_like=True, tag="unknown"):
 # Either way
 
 
-class Abort(Message, frozen=True, array_like=True, tag="abort"):
+class Abort(Message, frozen=True, array_like=True, tag="abort", gc=False):
     """The transfer has failed. ``code`` is one of :mod:`~.errors`; ``detail`` says what to do."""
 
     code: Name
@@ -226,7 +226,7 @@ Body = (
 )
 
 
-class Frame(Struct, frozen=True, array_like=True):
+class Frame(Struct, frozen=True, array_like=True, gc=False):
     """One control message on the wire."""
 
     version: Id
@@ -236,7 +236,7 @@ class Frame(Struct, frozen=True, array_like=True):
     body: Body
 
 
-class _Version(Struct, frozen=True, array_like=True):
+class _Version(Struct, frozen=True, array_like=True, gc=False):
     """The part of a frame that every version reads alike."""
 
     version: Id

@@ -298,7 +298,8 @@ class Receiver:
 
     def clear(self, now: float) -> None:
         """The caller needs the transfer no longer: drains what is in flight, then releases everything it holds."""
-        self._fail(Aborted("cleared by the language side", room=self.room), now, tell=True)
+        if self.phase not in TERMINAL:
+            self._fail(Aborted("cleared by the language side", room=self.room), now, tell=True)
         self._release_held()
 
     # Messages from the peer

@@ -63,11 +63,10 @@ class Notifier:
 
     Args:
         run: Runs a callback of the user (:meth:`CallbackThread.post`).
-        failed: Called on the callback thread with what a callback has raised.
     """
 
-    def __init__(self, run: Run, failed: Callable[[Exception], None]) -> None:
-        self._run, self._failed = run, failed
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._waiters: dict[object, Callable[[], object]] = {}
         self._callbacks: dict[object, _Callback] = {}
 
@@ -83,11 +82,24 @@ class Notifier:
         self._waiters[key] = wake
         return partial(self._waiters.pop, key, None)
 
-    def add(self, callback: Callable[[], object]) -> Callable[[], object]:
-        """Calls ``callback`` after every change, on the callback thread. Returns a function that ends this."""
+    def add(self, callback: Callable[[], object], failed: Callable[[Exception], None]) -> Callable[[], object]:
+        """Calls ``callback`` after every change, on the callback thread.
+
+        Args:
+            callback: The user's.
+            failed: Called on the callback thread with what the callback has raised.
+
+        Returns:
+            A function that ends this.
+        """
         key = object()
-        self._callbacks[key] = _Callback(callback, self._failed)
+        self._callbacks[key] = _Callback(callback, failed)
         return partial(self._callbacks.pop, key, None)
+
+    def clear(self) -> None:
+        """Nothing changes any more: forgets whom to tell."""
+        self._waiters.clear()
+        self._callbacks.clear()
 
     def fire(self) -> None:
         """The state has changed. Any thread; takes no lock of a manager."""
@@ -101,15 +113,15 @@ class Notifier:
                 callback.queued = True
                 if (error := attempt(self._run, callback.run)) is not None:
                     callback.queued = False
-                    self._failed(error)
+                    callback.failed(error)
 
 
 class _Callback:
     def __init__(self, call: Callable[[], object], failed: Callable[[Exception], None]) -> None:
-        self._call, self._failed = call, failed
+        self._call, self.failed = call, failed
         self.queued = False
 
     def run(self) -> None:
         self.queued = False  # before the call: a later change calls it once more
         if (error := attempt(self._call)) is not None:
-            self._failed(error)
+            self.failed(error)

@@ -53,9 +53,10 @@ class ControlMessages:
 
     def send(self) -> None:
         """Sends what is queued."""
-        while self._outgoing:
-            self.call(self._outgoing.popleft())
-        self.call(self._control.flush)
+        if self._outgoing:
+            while self._outgoing:
+                self.call(self._outgoing.popleft())
+            self.call(self._control.flush)
 
     def call(self, call: Callable[[], None]) -> None:
         """Calls the control plane. If it raises, messages are lost at worst."""

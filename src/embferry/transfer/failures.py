@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable
 from typing import ParamSpec
 
 from embferry.protocol.errors import CapacityError, EmbeddingTransferError, LocalProtocolError, TransportError, shown
 from embferry.transports.net.loop import is_ctrl_c
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
@@ -36,6 +39,16 @@ def attempt(call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs)
 def is_exhausted(error: BaseException) -> bool:
     """Returns whether an error says that memory, descriptors or disk space are used up."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED)
+
+
+def error_of_bug(error: Exception, room: int, history: list[str]) -> EmbeddingTransferError:
+    """Logs a bug of ours, with the last events of the transfer that it has ended, and returns that transfer's error."""
+    text = "room %d: a bug in embferry has ended this transfer; please report it, with this: %s, history %s"
+    log.critical(text, room, shown(error), "; ".join(history), exc_info=error, extra={"room": room})
+    if is_exhausted(error):
+        return as_transfer_error("the driver of the transfer", error, room)
+    why = f"a bug in embferry has ended this transfer: {shown(error)}; the log has its traceback"
+    return LocalProtocolError(why, room=room)
 
 
 def as_transfer_error(what: str, error: BaseException, room: int | None = None) -> EmbeddingTransferError:

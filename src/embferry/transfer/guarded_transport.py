@@ -8,6 +8,7 @@ transport: it is closed, after which it writes no byte, its writes are reported 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 from embferry.protocol.errors import TransportError, shown
@@ -16,6 +17,9 @@ from embferry.transports.contract import Event, Piece, Region, Revoked, Transpor
 from .failures import as_transfer_error, attempt
 
 log = logging.getLogger(__name__)
+
+CLOSE_AGAIN_SECONDS = 5.0
+"""How often a transport that could not be closed is closed again. Until then blocks that it may write are missing."""
 
 
 class GuardedTransport:
@@ -41,6 +45,7 @@ class GuardedTransport:
         self._tickets: set[int] = set()  # writes that have not ended
         self._revoking: set[int] = set()  # epochs whose Revoked is outstanding
         self._events: list[Event] = []  # events made here
+        self._close_again_at = math.inf
         self.is_closed = False
 
     @property
@@ -184,12 +189,23 @@ class GuardedTransport:
         self._all_ended()
 
     def close_again(self) -> None:
-        """Tries again to close a transport that has failed and could not be closed. That frees the blocks it may write.
+        """Tries again to close a transport that has failed and could not be closed.
 
-        The manager calls it from time to time.
+        That frees the blocks that it may write.
         """
         if self.may_still_write:
             self._close_lost()
+
+    def close_when_due(self, now: float) -> float:
+        """Does :meth:`close_again` from time to time, as long as that is needed. Returns when it is due again."""
+        if not self.may_still_write:
+            self._close_again_at = math.inf
+        elif self._close_again_at == math.inf:
+            self._close_again_at = now + CLOSE_AGAIN_SECONDS
+        elif now >= self._close_again_at:
+            self.close_again()
+            self._close_again_at = now + CLOSE_AGAIN_SECONDS if self.may_still_write else math.inf
+        return self._close_again_at
 
     def _all_ended(self) -> None:
         """Reports what has ended with the transport.

@@ -37,6 +37,28 @@ class Host(Protocol):
         """Runs a user's callback soon, on a thread of its own, without locks."""
 
 
+class NoHandle:
+    """Takes the place of the handle in a record that is forgotten, so that the two do not refer to each other.
+
+    Otherwise only the garbage collector could free them, and would have work with every transfer.
+    """
+
+    def has_changed(self) -> bool:
+        return False
+
+    def notify(self) -> None:
+        pass
+
+    def abort(self, error: EmbeddingTransferError | None = None) -> None:
+        pass
+
+    def let_go(self) -> None:
+        pass
+
+
+NO_HANDLE = NoHandle()
+
+
 class Handle(ABC):
     """One end of one room, as the caller holds it. Methods may be called from any thread and return at once.
 
@@ -48,7 +70,7 @@ class Handle(ABC):
     def __init__(self, room: int, host: Host) -> None:
         self.room = room
         self._host = host
-        self._notifier = Notifier(host.run_callback, self._callback_failed)
+        self._notifier = Notifier(host.run_callback)
         self._reported: object = None
 
     @property
@@ -91,7 +113,7 @@ class Handle(ABC):
         Returns:
             A function that removes the callback.
         """
-        return self._notifier.add(callback)
+        return self._notifier.add(callback, self._callback_failed)
 
     def wake_on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
         """Calls ``wake`` after every change of the state.
@@ -119,6 +141,10 @@ class Handle(ABC):
     def notify(self) -> None:
         """Reports a change."""
         self._notifier.fire()
+
+    def let_go(self) -> None:
+        """The manager has forgotten the transfer, whose state is final."""
+        self._notifier.clear()
 
     def _callback_failed(self, error: Exception) -> None:
         """A callback has raised. Runs on the callback thread."""

@@ -21,7 +21,7 @@ from embferry.transports.contract import Event, LinkLost, Transport
 
 from .control.contract import ControlPlane, Received, Unreachable
 from .control_messages import ControlMessages
-from .failures import as_transfer_error, attempt, is_exhausted
+from .failures import as_transfer_error, attempt, error_of_bug
 from .guarded_transport import GuardedTransport
 from .ready_queue import ReadyQueue
 from .record import Record
@@ -35,9 +35,6 @@ REPORT_SECONDS = 1.0
 
 AGAIN_SECONDS = 0.1
 """When a part of a turn that has failed is tried again."""
-
-CLOSE_AGAIN_SECONDS = 5.0
-"""How often a transport that could not be closed is closed again. Until then blocks that it may write are missing."""
 
 SENT_TOGETHER = 16
 """Transfers that are advanced before their messages are sent. The peer works on them while the next are advanced."""
@@ -64,7 +61,7 @@ class Manager(ABC, Generic[R]):
         self._is_closed = False
         self._failed_at = -REPORT_SECONDS
         self._again_at = IDLE  # when a part of a turn that failed is tried again
-        self._close_again_at = IDLE  # when transports that may still write are closed again
+        self._forgotten: list[R] = []  # in this turn
         self._lost_transports: set[str] = set()
         try:
             names = [transport.name for transport in transports]
@@ -76,7 +73,7 @@ class Manager(ABC, Generic[R]):
             for transport in transports:
                 self._collect(transport.close)
             raise
-        self.transports = {transport.name: GuardedTransport(transport, self.wake) for transport in transports}
+        self.transports = {transport.name: GuardedTransport(transport, self._on_events) for transport in transports}
 
     # For users
 
@@ -200,6 +197,10 @@ class Manager(ABC, Generic[R]):
     def _unreachable(self, event: Unreachable, now: float) -> None:
         """A peer cannot be reached, or its connection has ended. The lock is held."""
 
+    def _on_events(self) -> None:
+        """A transport has events. Any thread."""
+        self.wake()
+
     @abstractmethod
     def _transport_event(self, event: Event) -> None:
         """Handles an event of a transport. The lock is held."""
@@ -216,11 +217,16 @@ class Manager(ABC, Generic[R]):
     def _release(self) -> None:
         """Frees what belongs to the manager itself. The transports are closed."""
 
-    def _after_records(self, now: float) -> list[R]:
-        """Runs at the end of a turn, with the lock held. Returns records that have something to do now."""
+    def _serve_waiting(self, now: float) -> list[R]:
+        """Gives records what they wait for. Returns those that have something to do now. The lock is held."""
         return []
 
     # The driver thread
+
+    def forget(self, record: R) -> None:
+        """A record is over, and no longer among :meth:`_records`. The lock is held."""
+        self.ready_queue.forget(record)
+        self._forgotten.append(record)
 
     def turn(self) -> float | None:
         """Handles everything that has happened and is due. Returns when it is due again; None: only after an event."""
@@ -231,12 +237,16 @@ class Manager(ABC, Generic[R]):
             for event in events:
                 self._survive("a control message", self._take_control_event, event, now)
             self._survive("the events of the transports", self._take_transport_events)
+            for record in self._serve(now) if events else ():  # so that none is advanced twice
+                self.ready_queue.touch(record)
             ready = self.ready_queue.due(now)
         self._step_all(ready, now)
-        while more := self._after(now):
+        while more := self._serve(now):
             self._step_all(more, now)
         self._messages.send()
         with self.lock:
+            while self._forgotten:
+                self._forgotten.pop().let_go()
             timer = self._next_due()
             due = min(IDLE if timer is None else timer, self._again_at)
             self._due = due if self.ready_queue.is_clear and not self._messages.is_queued else now
@@ -252,10 +262,10 @@ class Manager(ABC, Generic[R]):
         """Returns when something is due without an event, or None. The lock is held."""
         return self.ready_queue.next()
 
-    def _after(self, now: float) -> list[R]:
+    def _serve(self, now: float) -> list[R]:
         records: list[R] = []
         with self.lock:
-            self._survive("the end of a turn", lambda: records.extend(self._after_records(now)))
+            self._survive("serving transfers that wait", lambda: records.extend(self._serve_waiting(now)))
         return records
 
     def _survive(self, what: str, call: Callable[..., object], *arguments: object) -> None:
@@ -279,6 +289,8 @@ class Manager(ABC, Generic[R]):
                 if error is not None:
                     self._broke(record, error)
                 self.guard(record, self._advance, record, now)
+                if not self._has_work(record):
+                    self.ready_queue.untouch(record)  # what the work has caused has just been handled
                 changed = self._end_step(record, now)
         if changed:
             record.end.notify()
@@ -299,15 +311,7 @@ class Manager(ABC, Generic[R]):
 
     def _broke(self, record: R, error: Exception) -> None:
         record.is_broken = True
-        text = "room %d: a bug in embferry has ended this transfer; please report it, with this: %s, history %s"
-        facts = record.room, shown(error), "; ".join(record.history())
-        log.critical(text, *facts, exc_info=error, extra={"room": record.room})
-        if is_exhausted(error):
-            cause = as_transfer_error("the driver of the transfer", error, record.room)
-        else:
-            why = f"a bug in embferry has ended this transfer: {shown(error)}; the log has its traceback"
-            cause = LocalProtocolError(why, room=record.room)
-        record.failure = record.failure or cause
+        record.failure = record.failure or error_of_bug(error, record.room, record.history())
         self.ready_queue.touch(record)
         self.wake()
 
@@ -342,7 +346,8 @@ class Manager(ABC, Generic[R]):
         """Queues a record to be processed by the driver thread. Any thread."""
         with self.lock:
             self.ready_queue.touch(record)
-        self.wake()
+        if not self._runtime.is_own_thread:  # otherwise the turn that is being made is followed by another
+            self.wake()
 
     def send(self, peer: Hashable, source: int, target: int, body: Body) -> None:
         """Queues a control message. A message that is lost is repeated by the machine that needs an answer."""
@@ -377,19 +382,8 @@ class Manager(ABC, Generic[R]):
                     log.info("a data connection ended: %s", event.error)
                 else:
                     self._transport_event(event)
-        if not self._is_closed:
-            self._close_lost(self.now())
-
-    def _close_lost(self, now: float) -> None:
-        """Tries again, from time to time, to close transports that have failed and could not be closed."""
-        lost = [transport for transport in self.transports.values() if transport.may_still_write]
-        if now >= self._close_again_at:
-            self._close_again_at = IDLE
-            for transport in lost:
-                transport.close_again()
-        if lost:
-            self._close_again_at = min(self._close_again_at, now + CLOSE_AGAIN_SECONDS)
-            self._again_at = min(self._again_at, self._close_again_at)
+        for name in () if self._is_closed else self._lost_transports:
+            self._again_at = min(self._again_at, self.transports[name].close_when_due(self.now()))
 
     @staticmethod
     def _collect(close: Callable[[], None]) -> list[Exception]:

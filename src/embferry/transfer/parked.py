@@ -65,7 +65,7 @@ class ParkedRequests:
     @property
     def next_expiry(self) -> float | None:
         """When the oldest has been kept long enough; None: there is none."""
-        return next((parked.until for parked in self._by_room.values()), None)
+        return next(iter(self._by_room.values())).until if self._by_room else None
 
     def expire(self, now: float) -> None:
         """Removes the requests that have been kept long enough. They lie in the order of their times."""

@@ -29,6 +29,10 @@ class ReadyQueue(Generic[Item]):
         """The item has a new event."""
         self._touched[item] = None
 
+    def untouch(self, item: Item) -> None:
+        """The events of the item so far are handled."""
+        self._touched.pop(item, None)
+
     def schedule(self, item: Item, time: float) -> None:
         """Sets the timer of the item, replacing the last one."""
         if self._times.get(item) != time:

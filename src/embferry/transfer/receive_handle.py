@@ -61,6 +61,7 @@ class EmbeddingReceiver(Handle):
         self.manager = manager
         self._record = record
         self._reported = (KVPoll.Bootstrapping, 0, False)
+        self._sink = record.sink
         record.end = self
         record.sink.owner = _SinkOwner(manager, record)
 
@@ -90,7 +91,7 @@ class EmbeddingReceiver(Handle):
     @property
     def sink(self) -> Sink:
         """Where the data goes."""
-        return self._record.sink
+        return self._sink
 
     def init(self, allocation: MetadataAllocation | None = None) -> None:
         """Asks for the embedding.
@@ -179,12 +180,12 @@ class EmbeddingReceiver(Handle):
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
         """Ends the transfer and tells the sender why. Does nothing if it has ended already."""
-        aborted = Aborted("aborted by the language side", room=self.room)
-        reason = aborted if error is None else as_error(error, room=self.room)
+        reason = None if error is None else as_error(error, room=self.room)
         with self.manager.lock:
             record = self._record
             if record.poll() in ENDED:
                 return
+            reason = reason or Aborted("aborted by the language side", room=self.room)
             record.failure = record.failure or reason
             if record.machine is not None:
                 self.manager.guard(record, record.machine.abort, reason, self.manager.now())

@@ -13,7 +13,7 @@ from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Restart, Revoke, Send, Verify
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import Abort, Frame, TransportAddress
+from embferry.protocol.messages import Abort, Frame, Offer, TransportAddress
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import TERMINAL, KVPoll
@@ -232,32 +232,32 @@ class ReceiveManager(Manager[ReceiveRecord]):
         self.run_commands(record, now)
 
     def _has_work(self, record: ReceiveRecord) -> bool:
-        return bool(record.calls) or not record.is_sink_complete
+        return record.has_calls or not record.is_sink_complete
 
     def _work(self, record: ReceiveRecord, now: float) -> None:
         self._sink_calls.make(record, now, alone=len(self._records_by_session) == 1)
 
     def _settle(self, record: ReceiveRecord, now: float) -> None:
-        machine = self.machine_of(record)
-        if record.poll() is KVPoll.Success:
+        machine, state = self.machine_of(record), record.poll()
+        if state is KVPoll.Success:
             record.log.completed(machine)
-        self.admission.update(machine, is_waiting=machine.wanted(now) is not None)
+        self.admission.update(machine, now)
         self.admission.update_quarantine(machine)
         if machine.phase in TERMINAL:
             self.admission.unregister(machine)
             if record.allocation is not None:
                 self.allocator.free(record.allocation.blocks, record.room)
                 record.allocation = None
-        if record.calls:
+        if record.has_calls:
             if not record.is_preparing:
                 self.ready_queue.touch(record)
-        elif machine.settled(now) and record.poll() in ENDED:
+        elif machine.settled(now) and state in ENDED:
             self._forget(record)
             return
         time = machine.next_timeout()
         self.ready_queue.schedule(record, now + self.settings.linger if time is None else time)
 
-    def _after_records(self, now: float) -> list[ReceiveRecord]:
+    def _serve_waiting(self, now: float) -> list[ReceiveRecord]:
         self._unclosed.free()
         records = []
         for machine, epoch in self.admission.allocate(now, self._could_not_grant):
@@ -278,6 +278,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self.refuse(record, record.endpoint, frame.target, frame)
         else:
             self.guard(record, self.machine_of(record).receive, frame.source, frame.target, frame.body, now)
+            if isinstance(frame.body, Offer):  # so that blocks are granted before the record is advanced
+                self.guard(record, self.admission.update, self.machine_of(record), now)
             self.ready_queue.touch(record)
         return True
 
@@ -288,16 +290,16 @@ class ReceiveManager(Manager[ReceiveRecord]):
                 self.ready_queue.touch(record)
 
     def _transport_event(self, event: Event) -> None:
-        if isinstance(event, Receiving) and (entry := self._by_epoch.get(event.epoch)) is not None:
-            self.guard(entry[0], self.machine_of(entry[0]).receiving, event.epoch, self.now())
-            self.ready_queue.touch(entry[0])
-        if isinstance(event, Revoked) and (entry := self._by_epoch.get(event.epoch)) is not None:
-            record = entry[0]
-            if record.is_broken:
-                (record.revoking or set()).discard(event.epoch)
-            else:
-                self.guard(record, self.machine_of(record).revoked, event.epoch)
-            self.ready_queue.touch(record)
+        if not isinstance(event, Receiving | Revoked) or (entry := self._by_epoch.get(event.epoch)) is None:
+            return
+        record = entry[0]
+        if isinstance(event, Receiving):
+            self.guard(record, self.machine_of(record).receiving, event.epoch, self.now())
+        elif record.is_broken:
+            (record.revoking or set()).discard(event.epoch)
+        else:
+            self.guard(record, self.machine_of(record).revoked, event.epoch)
+        self.ready_queue.touch(record)
 
     def _transport_lost(self, transport: GuardedTransport, now: float) -> None:
         self.addresses = tuple(address for address in self.addresses if address.name != transport.name)
@@ -332,7 +334,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         self._records_by_session.pop(self.machine_of(record).session, None)
         for epoch in record.epochs:
             self._by_epoch.pop(epoch, None)
-        self.ready_queue.forget(record)
+        self.forget(record)
         self.left(record.endpoint)
 
     # Ends
@@ -362,10 +364,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             return
         if not record.kept_until:  # once: later the room may have been opened again
             others = self._blocks_of_others(record, now)
-            for block in set(self.allocator.holders().get(record.room, ())) - others:
-                quarantined = self.allocator.is_quarantined(block)
-                free = self.allocator.release_quarantined if quarantined else self.allocator.free
-                free((block,), record.room)
+            self.admission.release(machine, tuple(set(self.allocator.holders().get(record.room, ())) - others))
         if not self.lingers(record, now):
             self._forget(record)
         elif is_unheard:

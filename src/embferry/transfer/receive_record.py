@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from embferry.memory.blocks import MetadataAllocation
 from embferry.protocol.arguments import as_integer, as_seconds, as_text
 from embferry.protocol.commands import Deliver, Restart, Verify
@@ -17,13 +19,15 @@ from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import KVPoll, Phase
 
 from .control.endpoint import check_endpoint
-from .handle import Handle
+from .handle import NO_HANDLE, Handle, NoHandle
 from .resume_log import ResumeLog
-from .sinks import Sink, check_sink
+from .sinks import GatherSink, Sink, check_sink
+
+NO_SINK = GatherSink()
+"""Takes the place of the sink in a record that is forgotten, which does not call it any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Struct, frozen=True):
     """Tells the sink which blocks were granted for tokens from ``start`` on."""
 
     epoch: int
@@ -74,7 +78,7 @@ class ReceiveRecord:
     offer_timeout: float | None
     kept: KeptTokens | None
     machine: Receiver | None = None
-    end: Handle = field(init=False)
+    end: Handle | NoHandle = field(init=False)
     source: int = 0
     allocation: MetadataAllocation | None = None
     latest: MetadataAllocation | None = None
@@ -134,14 +138,29 @@ class ReceiveRecord:
         if self.machine is None:
             return KVPoll.Bootstrapping
         state = self.machine.poll()
-        if state is KVPoll.Success and (self.calls or not self.is_sink_complete):
+        if state is KVPoll.Success and (self.has_calls or not self.is_sink_complete):
             return KVPoll.Transferring
         return state
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether calls of the sink are to be made now.
+
+        News of a grant waits for the first call that uses it, unless the sink is then asked whether it is complete.
+        """
+        if len(self.calls) == 1 and isinstance(self.calls[0], Granted):
+            return type(self.sink).is_complete is not Sink.is_complete
+        return bool(self.calls)
 
     def blocks(self) -> set[int]:
         """Returns the blocks that the transfer uses or will use."""
         used = set() if self.machine is None else self.machine.ledger.blocks()
         return used | set(() if self.allocation is None else self.allocation.blocks)
+
+    def let_go(self) -> None:
+        """The manager has forgotten the record: ends references that lead back to it."""
+        self.end.let_go()
+        self.end, self.sink = NO_HANDLE, NO_SINK
 
     def history(self) -> list[str]:
         """Returns the last events of the machine, a line each."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from embferry.protocol.errors import EmbeddingTransferError
 
-from .handle import Handle
+from .handle import Handle, NoHandle
 
 
 class Record(Hashable, Protocol):
@@ -22,10 +22,14 @@ class Record(Hashable, Protocol):
     """
 
     room: int
-    end: Handle
+    end: Handle | NoHandle
     failure: EmbeddingTransferError | None
     is_broken: bool
     kept_until: float
+
+    def let_go(self) -> None:
+        """The manager has forgotten the record: ends references that lead back to it."""
+        ...
 
     def history(self) -> list[str]:
         """Returns the last events of the machine, a line each."""

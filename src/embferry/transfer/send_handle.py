@@ -112,11 +112,11 @@ class EmbeddingSender(Handle):
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
         """Ends the transfer and tells the receiver why. Does nothing if it has ended already."""
-        aborted = Aborted("aborted by the encode side", room=self.room)
-        reason = aborted if error is None else as_error(error, room=self.room)
+        reason = None if error is None else as_error(error, room=self.room)
         with self.manager.lock:
             if self._record.poll() in ENDED:
                 return
+            reason = reason or Aborted("aborted by the encode side", room=self.room)
             self._record.failure = self._record.failure or reason
             self.manager.guard(self._record, self.machine.abort, reason, self.manager.now())
         self.manager.touch(self._record)

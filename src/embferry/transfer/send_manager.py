@@ -87,6 +87,7 @@ class SendManager(Manager[SendRecord]):
             known = None if advertise is None else as_text("advertise", advertise, MAX_ENDPOINT)
             return SocketControl(loop, *address, known, trust=trust)
 
+        self._is_beginning = False  # begin() runs, and takes the events of the transports at its end
         super().__init__(lambda: runtime or ThreadRuntime("embferry-send", listen), transports, settings)
         self.layout = layout
         self.endpoint = self._runtime.control.endpoint
@@ -152,9 +153,17 @@ class SendManager(Manager[SendRecord]):
     def begin(self, record: SendRecord) -> None:
         """Starts the writes of newly ready tokens on the caller's thread, which saves waking another. Lock held."""
         self.check()
-        self.guard(record, self._run_commands, record)
+        self._is_beginning = True
+        try:
+            self.guard(record, self._run_commands, record)
+        finally:
+            self._is_beginning = False
         self._take_transport_events()
         if self._messages.is_queued or not self.ready_queue.is_clear:
+            self.wake()
+
+    def _on_events(self) -> None:
+        if not self._is_beginning:  # otherwise its events are taken in a moment: a copy that has been made at once
             self.wake()
 
     # The driver thread
@@ -177,13 +186,15 @@ class SendManager(Manager[SendRecord]):
             time = machine.next_timeout()
             self.ready_queue.schedule(record, now + self.settings.linger if time is None else time)
 
-    def _after_records(self, now: float) -> list[SendRecord]:
+    def _serve_waiting(self, now: float) -> list[SendRecord]:
         self.parked.expire(now)
         return []
 
     def _next_due(self) -> float | None:
-        times = super()._next_due(), self.parked.next_expiry
-        return min((time for time in times if time is not None), default=None)
+        timer, expiry = super()._next_due(), self.parked.next_expiry
+        if timer is None or expiry is None:
+            return expiry if timer is None else timer
+        return min(timer, expiry)
 
     def _run_commands(self, record: SendRecord) -> None:
         machine = record.machine
@@ -286,7 +297,7 @@ class SendManager(Manager[SendRecord]):
 
     def _forget(self, record: SendRecord) -> None:
         del self._rooms[record.room]
-        self.ready_queue.forget(record)
+        self.forget(record)
 
     # Ends
 

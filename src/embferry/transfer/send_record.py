@@ -12,7 +12,7 @@ from embferry.protocol.states import KVPoll
 from embferry.protocol.validation import MAX_RECEIVERS
 
 from .checksums import Checksums
-from .handle import Handle
+from .handle import NO_HANDLE, Handle, NoHandle
 from .staging import Source
 
 
@@ -34,7 +34,7 @@ class SendRecord:
 
     room: int
     machine: Sender
-    end: Handle = field(init=False)
+    end: Handle | NoHandle = field(init=False)
     peers: dict[int, Hashable] = field(default_factory=dict)
     ended: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_RECEIVERS))
     source: Source = field(default_factory=dict)
@@ -64,6 +64,11 @@ class SendRecord:
     def history(self) -> list[str]:
         """Returns the last events of the machine, a line each."""
         return self.machine.history.lines()
+
+    def let_go(self) -> None:
+        """The manager has forgotten the record: ends references that lead back to it."""
+        self.end.let_go()
+        self.end = NO_HANDLE
 
     def release(self) -> None:
         """Drops the references to the embedding."""

@@ -98,7 +98,10 @@ class Sink(ABC):
         """
 
     def granted(self, epoch: int, start: int, blocks: tuple[int, ...]) -> None:  # noqa: B027  (a hook)
-        """Blocks were granted for tokens from ``start`` on. Most sinks ignore this."""
+        """Blocks were granted for tokens from ``start`` on. Called before a chunk of them is verified.
+
+        Most sinks ignore this.
+        """
 
     def verify(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
         """Compares a chunk with its checksum, step by step: a generator that yields between parts of the chunk.

@@ -41,6 +41,8 @@ class UnclosedBlocks:
 
     def free(self) -> None:
         """Frees the blocks of transports that have been closed by now."""
+        if not self._writable:
+            return
         for block in [block for block, transport in self._writable.items() if not transport.may_still_write]:
             del self._writable[block]
             if (room := self._kept.pop(block, None)) is not None:

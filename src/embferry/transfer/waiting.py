@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from functools import partial
+from queue import Empty, SimpleQueue
 
 from embferry.protocol.arguments import as_seconds
 from embferry.protocol.errors import LeaseExpired
@@ -33,14 +35,16 @@ def wait(end: Handle, timeout: float) -> None:
         LeaseExpired: ``timeout`` has passed. The transfer goes on.
     """
     timeout = as_seconds("timeout", timeout, -math.inf, room=end.room)
-    changed = threading.Event()
-    stop_waking = end.wake_on_change(changed.set)
+    changed = SimpleQueue[None]()
+    stop_waking = end.wake_on_change(partial(changed.put, None))
     try:
         deadline = end.now() + timeout
         while not end.has_ended:
-            if not changed.wait(min(max(0.0, deadline - end.now()), threading.TIMEOUT_MAX)):
-                raise LeaseExpired(f"not transferred within {timeout:g} s; it is still going on", room=end.room)
-            changed.clear()
+            try:
+                changed.get(timeout=min(max(0.0, deadline - end.now()), threading.TIMEOUT_MAX))
+            except Empty:
+                why = f"not transferred within {timeout:g} s; it is still going on"
+                raise LeaseExpired(why, room=end.room) from None
     finally:
         stop_waking()
     _raise_failure(end)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from msgspec import Struct
+
 from embferry.memory.piece import Piece
 from embferry.protocol.errors import TransportError
 
@@ -66,38 +68,33 @@ class Region(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Struct, frozen=True):
     """Permission to write to ``blocks`` of the region under ``epoch``."""
 
     epoch: int
     blocks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Struct, frozen=True):
     """The write ``ticket`` has ended: its bytes are in the peer's region (``error`` None), or no more will be sent."""
 
     ticket: int
     error: TransportError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Revoked:
+class Revoked(Struct, frozen=True):
     """From now on no write under ``epoch`` can change a byte, even if the peer is malicious."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Receiving:
+class Receiving(Struct, frozen=True):
     """Bytes are coming in under ``epoch``, too slowly for a write to end soon. Optional, once a second at most."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class LinkLost:
+class LinkLost(Struct, frozen=True):
     """The connection behind ``handle`` broke. Writes in flight have been reported as :class:`Written` with an error."""
 
     handle: bytes

@@ -37,6 +37,8 @@ class Outbox:
         Raises:
             LocalProtocolError: The transport has failed by a bug. It must be closed. The events are not lost.
         """
+        if not self._events and self._failure is None:
+            return []
         failure, self._failure = self._failure, None
         if failure is not None:
             raise LocalProtocolError(

@@ -120,7 +120,12 @@ class BlockRows:
 
 def allows(owner: npt.NDArray[np.uint64], epoch: int, touched: npt.NDArray[np.intp]) -> bool:
     """Returns whether there is a touched block and every touched block belongs to ``epoch``."""
-    return 1 <= epoch <= MAX_EPOCH and touched.size > 0 and bool((owner[touched] == np.uint64(epoch)).all())
+    if not 1 <= epoch <= MAX_EPOCH or not touched.size:
+        return False
+    if touched.size > FEW:
+        return bool((owner[touched] == np.uint64(epoch)).all())
+    owners: list[int] = owner[touched].tolist()
+    return owners.count(epoch) == len(owners)
 
 
 class Windows:

@@ -155,7 +155,7 @@ class _Language:
         while granted:
             for command in self.machine.take_commands():
                 self._execute(command)
-            self.admission.update(self.machine, is_waiting=self.machine.wanted(self.now) is not None)
+            self.admission.update(self.machine, self.now)
             granted = bool(self.admission.allocate(self.now))
         check_blocks(self)  # type: ignore[arg-type]
         check_receiver(self.end_of_room)

@@ -162,7 +162,8 @@ class Connection:
             return
         moved = False
         try:
-            while buffers := self.outgoing.buffers():
+            while self.outgoing.bytes:
+                buffers = self.outgoing.buffers()
                 count = self._sock.send(buffers[0]) if len(buffers) == 1 else self._sock.sendmsg(buffers)
                 self.outgoing.advance(count)
                 moved = True

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from embferry.protocol.errors import EmbeddingTransferError
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """One frame, whole and as it was sent.
 
     Attributes:
@@ -22,8 +22,7 @@ class Received:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Unreachable:
+class Unreachable(Struct, frozen=True):
     """Nothing sent to ``peer`` arrives any more.
 
     An endpoint has been given up; a later :meth:`ControlPlane.send` to it begins anew. The connection of a peer that

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 
 from embferry.protocol.errors import LocalProtocolError
 
@@ -35,13 +36,20 @@ def host_and_port(endpoint: str) -> tuple[str, int]:
     Raises:
         LocalProtocolError: As :func:`check_endpoint`.
     """
-    if isinstance(endpoint, str):
-        scheme, _, rest = endpoint.partition("://")
-        host, _, port = rest.rpartition(":")
-        if scheme in ("tcp", "tls") and _PORT.fullmatch(port) and 0 < int(port) < 65536 and _is_host(host):
-            return host.strip("[]"), int(port)
+    if isinstance(endpoint, str) and (found := _split(endpoint)) is not None:
+        return found
     text = ascii(endpoint)[:100]
     raise LocalProtocolError(f"{text} is not a control endpoint; it looks like tcp://10.0.0.7:5555")
+
+
+@lru_cache(maxsize=256)
+def _split(endpoint: str) -> tuple[str, int] | None:
+    """Returns host and port. Transfers come from few endpoints, each again and again."""
+    scheme, _, rest = endpoint.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme in ("tcp", "tls") and _PORT.fullmatch(port) and 0 < int(port) < 65536 and _is_host(host):
+        return host.strip("[]"), int(port)
+    return None
 
 
 def demands_tls(endpoint: str) -> bool:

@@ -47,7 +47,8 @@ class Outgoing:
         if self.bytes + size > self._limit or self._budget.used + size > self._budget.limit:
             return False
         self._frames.append(frame)
-        self._count(size)
+        self.bytes += size
+        self._budget.used += size
         return True
 
     def buffers(self) -> list[memoryview | bytes]:

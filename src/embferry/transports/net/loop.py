@@ -141,7 +141,7 @@ class Loop(Scope):
         except OSError:
             self._epoll.close()
             raise
-        self._epoll.register(self._wakeup, READ)
+        self._epoll.register(self._wakeup, READ | select.EPOLLET)  # edge-triggered: it need not be read
         self._watched: dict[int, _Watched] = {}
         self._timers: list[tuple[float, int, Scope, Callable[[], object]]] = []
         self._order = itertools.count()
@@ -189,8 +189,10 @@ class Loop(Scope):
             self._wanted = False  # a wake() that came before is answered by the return
         for fd, events in ready:
             self._on_ready(fd, events)
-        self._run_calls()
-        self._run_timers()
+        if self._calls:
+            self._run_calls()
+        if self._timers:
+            self._run_timers()
 
     def close(self) -> None:
         """Runs the remaining calls on the calling thread and closes the loop's descriptors. Idempotent.
@@ -267,12 +269,8 @@ class Loop(Scope):
         return due if timeout_s is None else min(timeout_s, due)
 
     def _on_ready(self, fd: int, events: int) -> None:
-        if fd == self._wakeup:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(fd)
-            return
         watched = self._watched.get(fd)
-        if watched is None:  # an earlier callback has unwatched it
+        if watched is None:  # the loop's own descriptor, or one that an earlier callback has unwatched
             return
         scope, interest, ready = watched  # possibly of a reused number: a callback must tolerate a spurious call
         if events & ~(READ | WRITE):  # an error or a hang-up: reading and writing report it
