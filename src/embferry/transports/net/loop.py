@@ -191,8 +191,7 @@ class Loop(Scope):
             self._on_ready(fd, events)
         if self._calls:
             self._run_calls()
-        if self._timers:
-            self._run_timers()
+        self._run_timers()
 
     def close(self) -> None:
         """Runs the remaining calls on the calling thread and closes the loop's descriptors. Idempotent.
@@ -286,7 +285,7 @@ class Loop(Scope):
             scope.run(what)
 
     def _run_timers(self) -> None:
-        now = self.now()
+        now = self.now() if self._timers else 0.0
         while self._timers and self._timers[0][0] <= now:
             _, _, scope, what = heapq.heappop(self._timers)
             scope.run(what)
