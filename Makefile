@@ -52,7 +52,7 @@ demo: setup ## ask real questions about real pictures, across two workers
 	@$(PY) examples/demo.py
 
 test: setup-tests ## what every change must pass, without engines of other projects: about seven minutes
-	@$(MAKE) --no-print-directory --keep-going -j5 $(PARTS:%=part-%)
+	@$(MAKE) --no-print-directory --keep-going -j6 $(PARTS:%=part-%)
 
 # Parts of make test, the longest first. Each is a process that collects its own files: every worker of pytest-xdist collects all
 # of them, which would be a fifth of the work. "rest" has the folders that no other part names.

@@ -27,7 +27,7 @@ from tests.serve.pictures import data_url, encoded, noise
 from tests.serve.relay.stack import RelayedStack, relayed_stack
 from tests.serve.relay.trial import HANG_SECONDS, TEXT, Asked
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
 ROOT = "POST /v1/chat/completions"
 ENCODE, GENERATE = "encode(prepare wait encoder send)", "generate(prompt transfer prefill decode)"

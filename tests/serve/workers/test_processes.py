@@ -264,15 +264,8 @@ def test_json_is_every_line_and_the_shown_commands_work_when_pasted(serve: Serve
     assert {line["worker"].partition("-")[0] for line in transfers} == {"language"}
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param(signal.SIGINT, marks=pytest.mark.sweeps),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.sweeps),
-        signal.SIGKILL,
-    ],
-    ids=lambda how: how.name,
-)
+@pytest.mark.sweeps
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_no_process_outlives_the_supervisor(serve: Serve, how: signal.Signals) -> None:
     pids = [int(pid) for pid in serve.found(STARTED)]
     urls = serve.found(r"answers at (http://\S+)")

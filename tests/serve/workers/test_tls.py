@@ -24,7 +24,7 @@ from embferry.trust.trust import TLS_ENV
 from tests.serve.workers.test_processes import SETTINGS, START, image
 from tests.trust.authority import Authority
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
