@@ -140,6 +140,35 @@ def test_a_replica_that_has_not_started_has_nothing_to_end(
 
 @pytest.mark.timeout(60)
 @pytest.mark.asyncio
+async def test_a_new_worker_is_healthy_before_it_has_registered_and_an_old_one_without_a_lease_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With TLS, Serve's first check comes before the registration, and a replica that fails it has failed to start."""
+    from embferry.deploy.ray import worker
+
+    tables: list[list[dict[str, str]]] = [[], [], [{"id": "a"}]]
+
+    async def answers(path: str) -> tuple[int, bytes]:
+        return 200, b""
+
+    made = worker.WorkerReplica.__new__(worker.WorkerReplica)
+    monkeypatch.setattr(made, "_get", answers)
+    made.name, made._has_registered = "encode-a1", False
+    made._bootstrap = SimpleNamespace(workers=lambda: tables.pop(0))  # type: ignore[assignment]
+    await made.check_health()
+    assert not tables
+    tables.append([])
+    with pytest.raises(RuntimeError, match="does not renew its lease"):  # at once
+        await made.check_health()
+    monkeypatch.setattr(worker, "REGISTER_SECONDS", 0.0)
+    tables.append([])
+    made._has_registered = False
+    with pytest.raises(RuntimeError, match="does not renew its lease"):
+        await made.check_health()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.asyncio
 @pytest.mark.parametrize("starts", [True, False])
 async def test_a_replica_of_vllm_keeps_its_ports_and_folder_until_it_has_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, starts: bool

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,6 +21,11 @@ from embferry.serve.http.address import bracketed
 from embferry.serve.supervisor.handover import child_program
 from embferry.trust.trust import Trust
 
+REGISTER_SECONDS = 10.0
+"""For which a new worker is healthy before it has registered, which it does once it accepts requests. With TLS, Serve's
+first check comes sooner than that, and a replica that fails it has failed to start."""
+REGISTER_POLL_SECONDS = 0.02
+
 
 class WorkerReplica(Replica):
     """Runs the worker in a process of its own, as ``embferry serve`` does, at the address of the node.
@@ -28,6 +35,7 @@ class WorkerReplica(Replica):
     """
 
     def __init__(self, role: WorkerRole, settings: Settings) -> None:
+        self._has_registered = False
         host = ray.util.get_node_ip_address()
         bootstrap = settings.bootstrap.model_copy(update={"port": 0})
         own = settings.model_copy(update={"host": host, "advertise_host": None, "bootstrap": bootstrap})
@@ -52,8 +60,12 @@ class WorkerReplica(Replica):
 
     async def check_health(self) -> None:
         await super().check_health()
-        if not self.describe():
-            raise RuntimeError(f"{self.name} does not renew its lease")
+        deadline = time.monotonic() + (0.0 if self._has_registered else REGISTER_SECONDS)
+        while not self.describe():
+            if time.monotonic() >= deadline:
+                raise RuntimeError(f"{self.name} does not renew its lease")
+            await asyncio.sleep(REGISTER_POLL_SECONDS)
+        self._has_registered = True
 
     async def open_requests(self) -> float:
         status, body = await self._get("/ready")
