@@ -119,6 +119,15 @@ def test_the_first_command_of_the_page_needs_no_key_and_its_question_is_answered
         assert key not in "".join(running.lines)
 
 
+def test_ctrl_c_ends_also_a_worker_that_has_no_place(tmp_path: Path) -> None:
+    with served(tmp_path, "(encode: 1 starting)", "--encoder-gpus", "1000") as running:
+        wait(lambda: running.found("(router: 1 running)"), "a router", START)
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait() == 0, running.lines
+        assert running.found(r"(everything has ended)")
+        assert not running.found("(Traceback|has not ended in time)")
+
+
 def test_a_failed_start_ends_with_its_cause_in_plain_words(tmp_path: Path) -> None:
     """Only the encode worker finds that the port it is to have is taken."""
     with socket.create_server(("0.0.0.0", 0)) as taken:
