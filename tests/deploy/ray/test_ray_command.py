@@ -126,6 +126,7 @@ def test_ctrl_c_ends_also_a_worker_that_has_no_place(tmp_path: Path) -> None:
         assert running.wait() == 0, running.lines
         assert running.found(r"(everything has ended)")
         assert not running.found("(Traceback|has not ended in time)")
+        assert not running.found("(Connecting to existing Ray cluster)"), "that of other tests runs beside this one"
 
 
 def test_a_failed_start_ends_with_its_cause_in_plain_words(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from embferry.deploy.ray import cluster, ending, proxies
 from embferry.deploy.ray.application import application, unusable
@@ -134,15 +133,13 @@ def _bring_up(settings: Settings, needs_key: bool, url: str, interrupts: _Interr
     """
     seconds = settings.vllm.instance_timeout if settings.router.engine == "vllm" else settings.serve.start_timeout
     deadline = time.monotonic() + seconds
-    failures: list[Exception] = []
-
-    def deploy() -> None:
-        try:
-            serve.run(application(settings, needs_key=needs_key), name=APPLICATION)
-        except Exception as error:  # noqa: BLE001 - the main thread tells it
-            failures.append(error)
-
-    threading.Thread(target=deploy, name="ray-deploy", daemon=True).start()
+    # It is not waited for here. A thread that waits would go on after the end of Ray, and Ray would connect it to any
+    # other cluster that it finds on this machine.
+    target = serve.RunTarget(application(settings, needs_key=needs_key), name=APPLICATION)
+    try:
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except Exception as error:
+        raise _FailedError(f"Ray cannot start it: {error}") from error
     told: dict[str, str] = {}
     while not interrupts.count:
         time.sleep(POLL_SECONDS)
@@ -152,8 +149,8 @@ def _bring_up(settings: Settings, needs_key: bool, url: str, interrupts: _Interr
             if told.get(name) != known:
                 told[name] = known
                 log.info("%s: %s", name, known)
-        if failures:
-            raise _FailedError(*(_causes(_states()) or [f"Ray cannot start it: {failures[0]}"]))
+        if (found := serve.status().applications.get(APPLICATION)) and found.status == ApplicationStatus.DEPLOY_FAILED:
+            raise _FailedError(*(_causes(_states()) or [f"Ray cannot start it: {found.message}"]))
         if get(url, "/ready", READY_SECONDS)[0] == 200:
             return True
         if time.monotonic() > deadline:
