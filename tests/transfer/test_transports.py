@@ -25,6 +25,11 @@ TOKENS = 400
 SMALL_CHUNKS = {"chunk_bytes": 16 * LAYOUT.token_bytes, "writes_in_flight": 2}
 
 
+@pytest.fixture(params=[0, writer.AT_ONCE_BYTES], ids=["checksums in steps", "checksums at once"], autouse=True)
+def _checksums(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "AT_ONCE_BYTES", request.param)
+
+
 class Unreliable(InMemoryTransport):
     """A transport whose writes fail after the first few; the error is retryable."""
 
@@ -152,7 +157,8 @@ def test_checksums_taken_ahead_are_not_computed_again(monkeypatch: pytest.Monkey
     ahead = Checksums(LAYOUT, int(SMALL_CHUNKS["chunk_bytes"]))
     for produced in (0, 7, 33, 150, TOKENS):
         ahead.take(rows, produced)
-    monkeypatch.setattr(writer, "chunk_checksum", None)  # a call would stop the driver
+    monkeypatch.setattr(writer, "chunk_checksum", None)  # a call would end the transfer
+    monkeypatch.setattr(writer, "checksum_steps", None)
     with joined([InMemoryTransport()], [InMemoryTransport()], num_blocks=32, **SMALL_CHUNKS) as pair:
         receiver = pair.receiver()
         receiver.init()

@@ -162,14 +162,15 @@ def test_a_handle_with_an_unusable_host_is_refused(pair: TransportPair, host: st
     assert not caught.value.retryable
 
 
+@pytest.mark.parametrize("size", [64, 1 << 20], ids=["64 bytes", "1 MiB"])
 def test_a_limited_number_of_small_frames_overtakes_waiting_large_ones(
-    raw_receiver: tuple[socket.socket, bytes],
+    raw_receiver: tuple[socket.socket, bytes], size: int
 ) -> None:
     listener, handle = raw_receiver
     sender = Endpoint(TcpTransport)
     sender.transport.connect(handle)
     connection = greet(listener.accept()[0], Channel.TCP, Role.ACCEPTOR)
-    large, small = bytes(16 << 20), bytes(64)
+    large, small = bytes(16 << 20), bytes(size)
     total = 0
     for ticket in range(1, 30):  # the receiver reads nothing yet, so the first one stays under way
         payload = large if ticket <= 3 else small

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from embferry.memory.buffers import checksum
+from collections.abc import Generator
+
+import xxhash
+
+from embferry.memory.buffers import PASS_BYTES
 from embferry.protocol.chunks import chunk_tokens
 from embferry.protocol.layout import Layout
 from embferry.protocol.settings import DEFAULTS
@@ -10,10 +14,28 @@ from embferry.protocol.settings import DEFAULTS
 from .fields import Fields
 
 
+def checksum_steps(layout: Layout, rows: Fields, offset: int, length: int) -> Generator[None, None, bytes]:
+    """Takes the xxh3-64, big-endian, of tokens ``[offset, offset + length)``: field by field, tokens ascending.
+
+    A generator that yields after every :data:`~embferry.memory.buffers.PASS_BYTES` at most and returns the checksum.
+    """
+    digest = xxhash.xxh3_64()
+    for field in layout.fields:
+        data = rows[field.name][offset : offset + length].reshape(-1).data
+        for step in range(0, len(data), PASS_BYTES):
+            digest.update(data[step : step + PASS_BYTES])
+            yield
+    return digest.digest()
+
+
 def chunk_checksum(layout: Layout, rows: Fields, offset: int, length: int) -> bytes:
-    """Returns the xxh3-64, big-endian, of tokens ``[offset, offset + length)``: field by field, tokens ascending."""
-    fields = (rows[field.name][offset : offset + length] for field in layout.fields)
-    return checksum(field.reshape(-1).data for field in fields).to_bytes(8)
+    """Returns the result of :func:`checksum_steps`, taken at once."""
+    steps = checksum_steps(layout, rows, offset, length)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return bytes(end.value)
 
 
 class Checksums:

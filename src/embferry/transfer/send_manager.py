@@ -37,6 +37,7 @@ from .parked import ParkedRequests
 from .runtime import Runtime, ThreadRuntime
 from .send_handle import EmbeddingSender
 from .send_record import SendRecord
+from .sink_calls import MAX_PASSES, PASSES_A_TURN
 from .staging import Allocate, pageable
 from .writer import Writer
 
@@ -159,6 +160,8 @@ class SendManager(Manager[SendRecord]):
         finally:
             self._is_beginning = False
         self._take_transport_events()
+        if self.writer.has_checksums(record):
+            self.ready_queue.touch(record)
         if self._messages.is_queued or not self.ready_queue.is_clear:
             self.wake()
 
@@ -174,9 +177,27 @@ class SendManager(Manager[SendRecord]):
                 record.machine.expire(now)
             self._run_commands(record)
 
+    def _has_work(self, record: SendRecord) -> bool:
+        return self.writer.has_checksums(record)
+
+    def _work(self, record: SendRecord, now: float) -> None:
+        """Goes on with one checksum at most: meanwhile a write may have ended, so that the next one can start."""
+        with self.lock:
+            writing = self.writer.next_checksum(record)
+        if writing is None:
+            return
+        passes = MAX_PASSES if len(self._rooms) == 1 else PASSES_A_TURN
+        error = attempt(writing.advance_checksum, passes)
+        if error is not None or writing.checksum is not None:
+            with self.lock:
+                self.writer.checksum_taken(writing, error)
+        del error  # its traceback refers to the embedding, and to this frame
+
     def _settle(self, record: SendRecord, now: float) -> None:
         if self._rooms.get(record.room) is not record:
             return
+        if self._has_work(record):
+            self.ready_queue.touch(record)
         machine = record.machine
         for session in [session for session in record.peers if session not in machine.destinations]:
             del record.peers[session]  # it was refused: nothing is kept of it

@@ -18,7 +18,7 @@ from embferry import Checksums, ChunkSink, DeviceSink, GatherSink, Sink
 from embferry.kept.folder import KeptFolder
 from embferry.kept.sink import KeptSink
 from embferry.memory import buffers
-from embferry.transfer import sinks, writer
+from embferry.transfer import checksums, sinks, writer
 
 from ..conftest import LAYOUT
 from .fault import Trip
@@ -58,16 +58,20 @@ def _step(make: Callable[[], Sink]) -> Plant:
 
     def plant(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
         sink = make()
-        verify = sink.verify
-
-        def tripping(*arguments: Any) -> Any:
-            trip()
-            return (yield from verify(*arguments))
-
-        sink.verify = tripping  # type: ignore[method-assign]
+        sink.verify = _tripping(trip, sink.verify)  # type: ignore[method-assign]
         return scene.begin(sink)
 
     return plant
+
+
+def _tripping(trip: Trip, steps: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a generator function whose first step is the fault."""
+
+    def tripping(*arguments: Any) -> Any:
+        trip()
+        return (yield from steps(*arguments))
+
+    return tripping
 
 
 def _is_complete(make: Callable[[], Sink]) -> Plant:
@@ -196,6 +200,12 @@ def _checksum_of_chunks(scene: Scene, trip: Trip, patch: pytest.MonkeyPatch) -> 
     return scene.begin(ChunkSink())
 
 
+def _checksum_in_steps(scene: Scene, trip: Trip, patch: pytest.MonkeyPatch) -> Transfer:
+    patch.setattr(writer, "AT_ONCE_BYTES", 0)
+    patch.setattr(writer, "checksum_steps", _tripping(trip, checksums.checksum_steps))
+    return scene.begin()
+
+
 SINK_PLACES = (
     *(
         Place(f"{kind}.{name}", _method(SINKS[kind], name))
@@ -218,6 +228,7 @@ SINK_PLACES = (
     Place("the staging thread", _staging_thread),
     Place("checksums taken ahead", _pinned_checksums),
     Place("checksum while writing", _function(writer, "chunk_checksum")),
+    Place("checksum beside the writing", _checksum_in_steps),
     Place("pieces of the source", _function(writer, "source_pieces")),
     Place("checksum while gathering", _gathering),
     Place("checksum of a chunk", _checksum_of_chunks),

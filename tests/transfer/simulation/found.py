@@ -14,18 +14,14 @@ SEEDS = 20
 
 FOUND: dict[str, Story] = {
     "a_lost_transport_fails_what_is_admitted_to_it": Story(
-        1951,
-        24,
+        364,
+        27,
         (
-            (0.0164, "begin", 2, 43, 6),
-            (0.0, "break_transport", 49, 49, 16),
-            (0.0833, "begin", 33, 12, 45),
-            (0.4709, "produce", 44, 37, 15),
-            (0.0, "begin", 23, 1, 19),
-            (0.0067, "begin", 12, 8, 28),
-            (0.0108, "weather", 63, 22, 18),
-            (0.0, "break_transport", 28, 49, 19),
-            (1.941, "begin", 28, 30, 17),
+            (0.0, "break_transport", 29, 31, 39),
+            (0.0, "begin", 17, 32, 56),
+            (0.1486, "break_transport", 38, 36, 15),
+            (0.2511, "begin", 41, 33, 58),
+            (0.3281, "begin", 52, 16, 38),
         ),
     ),
     "chunks_that_staging_has_not_copied_never_end": Story(

@@ -38,7 +38,7 @@ from embferry.transfer.sink_calls import SinkCalls
 from embferry.transfer.staging import Staging
 from embferry.transfer.unclosed_blocks import UnclosedBlocks
 from embferry.transfer.writer import Writer
-from embferry.transports.contract import Revoked
+from embferry.transports.contract import Revoked, Written
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
 MUTANTS: dict[str, Mutate] = {}
@@ -71,6 +71,7 @@ MUTANTS |= {
     "nothing_is_due_for_parked_requests": lambda patch: patch.setattr(SendManager, "_next_due", Manager._next_due),
     "blocks_of_another_transfer_of_the_room_are_freed": _without(ReceiveManager, "_blocks_of_others", set()),
     "a_source_that_cannot_be_read_fails_nothing": _without(Writer, "_source_failed"),
+    "a_checksum_in_steps_gets_one_turn": _without(SendManager, "_has_work", False),
     "waiters_are_not_woken": _without(Notifier, "fire"),
     "timers_do_not_expire": _without(ReadyQueue, "is_due", False),
 }
@@ -216,6 +217,31 @@ def a_broken_record_waits_for_chunks_that_no_sink_has(patch: pytest.MonkeyPatch)
         real(self, record, now)
 
     patch.setattr(ReceiveManager, "_tear_down", tear_down)
+
+
+@mutant
+def a_write_ends_before_its_checksum_is_taken(patch: pytest.MonkeyPatch) -> None:
+    def written(self: Writer, event: Written) -> None:
+        self._finish(self._writing.pop(event.ticket), event.error)
+
+    patch.setattr(Writer, "written", written)
+
+
+@mutant
+def checksums_of_writes_that_have_failed_are_kept(patch: pytest.MonkeyPatch) -> None:
+    real = Writer.written
+
+    def written(self: Writer, event: Written) -> None:
+        if event.error is not None:
+            self._writing[event.ticket].steps = None
+        real(self, event)
+
+    patch.setattr(Writer, "written", written)
+
+
+@mutant
+def checksums_of_transfers_that_have_failed_are_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Writer, "next_checksum", lambda self, record: None if record.error else self._first(record))
 
 
 @mutant

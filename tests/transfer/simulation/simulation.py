@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from embferry.protocol.layout import Geometry
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.validation import MAX_RECEIVERS
 from embferry.testing.virtual import VirtualRuntime, VirtualWorld
-from embferry.transfer import device_sink, staging
 from embferry.transfer.fields import Array
 from embferry.transfer.handle import ENDED
 from embferry.transfer.manager import Manager
@@ -28,11 +26,11 @@ from .doubles import (
     FaultyTransport,
     FirstTransport,
     HostRows,
-    PatientExecutor,
     SecondTransport,
 )
 from .rooms import LAYOUT, InvariantError, Room, Sending, must
 from .story import Story
+from .surroundings import surroundings
 
 BLOCK_SIZE = 4
 TOKEN_BYTES = LAYOUT.token_bytes
@@ -272,7 +270,7 @@ class Simulation:
         Raises:
             InvariantError: An invariant is broken.
         """
-        with virtual_threads(self.world):
+        with surroundings(self.world, TOKEN_BYTES, BLOCK_SIZE):
             for delay, kind, a, b, c in self.story.moves:
                 self.world.run(delay)
                 with suppress(EmbeddingTransferError):
@@ -337,9 +335,11 @@ class Simulation:
         self.world.run(self.settings.linger + self.settings.bootstrap_timeout + 5)
         self.check()
         for worker in self.everyone:
+            manager, name = worker.manager, worker.name
+            if isinstance(manager, SendManager) and not worker.runtime.killed:  # also after its close
+                must(not manager.writer._checksums_due, f"{name} keeps checksums that are to be taken")
             if not worker.is_there:
                 continue
-            manager, name = worker.manager, worker.name
             kept = [r for r in manager._records() if worker not in self.unclosed]
             must(not kept, f"{name} keeps the records of rooms {[record.room for record in kept]}")
             if isinstance(manager, ReceiveManager):
@@ -360,21 +360,6 @@ class Simulation:
             for sending in room.senders:
                 if sending.is_there and sending.has_ended:
                     must(sending.is_collected(), f"{room}: the embedding is still referenced")
-
-
-@contextmanager
-def virtual_threads(world: VirtualWorld) -> Iterator[None]:
-    """Threads of sinks and of staging run in the world, and logs are off."""
-    real = device_sink.ThreadPoolExecutor, staging.ThreadPoolExecutor
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    for module in (device_sink, staging):
-        module.ThreadPoolExecutor = lambda *_, **__: PatientExecutor(world)  # type: ignore[assignment, misc]
-    try:
-        yield
-    finally:
-        device_sink.ThreadPoolExecutor, staging.ThreadPoolExecutor = real  # type: ignore[misc]
-        logging.disable(disabled)
 
 
 def play(story: Story) -> Simulation:

@@ -23,7 +23,7 @@ from . import framing
 from .framing import FrameError
 
 TURN_BYTES = 32 << 20  # sent to one receiver before the others get their turn
-SMALL_BYTES = 1 << 20
+SMALL_BYTES = 2 << 20  # with its head: 1 MiB, a small picture, is small
 MAX_OVERTAKES = 16  # small frames in a row that may overtake large ones
 
 
