@@ -14,6 +14,7 @@ import pytest
 from embferry import EmbeddingReceiver, EmbeddingSender, Fields, ReceiveManager, SendManager, Sink
 from embferry.protocol.layout import Field, Geometry, Layout
 from embferry.protocol.settings import TransferSettings
+from embferry.transfer import writer
 from embferry.transfer.handle import Handle
 from embferry.transfer.manager import Manager
 from embferry.transfer.runtime import ThreadRuntime
@@ -79,6 +80,12 @@ class Pair:
 
 
 MakePair = Callable[..., Pair]
+
+
+@pytest.fixture(params=[0, writer.AT_ONCE_BYTES], ids=["checksums in steps", "checksums at once"])
+def checksums(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender takes the checksums of chunks in steps, or when their writes start."""
+    monkeypatch.setattr(writer, "AT_ONCE_BYTES", request.param)
 
 
 def advance_clock(manager: Manager[Any], seconds: float) -> None:

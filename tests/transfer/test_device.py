@@ -14,6 +14,8 @@ from embferry.transfer.staging import Staging
 
 from .conftest import LAYOUT, SECONDS, MakePair, embedding, let_turn, same
 
+pytestmark = pytest.mark.usefixtures("checksums")
+
 CHUNK = 16 * LAYOUT.token_bytes
 
 

@@ -21,13 +21,10 @@ from embferry.transports.tcp.transport import TcpTransport
 
 from .conftest import LAYOUT, SECONDS, Pair, embedding, same
 
+pytestmark = pytest.mark.usefixtures("checksums")
+
 TOKENS = 400
 SMALL_CHUNKS = {"chunk_bytes": 16 * LAYOUT.token_bytes, "writes_in_flight": 2}
-
-
-@pytest.fixture(params=[0, writer.AT_ONCE_BYTES], ids=["checksums in steps", "checksums at once"], autouse=True)
-def _checksums(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "AT_ONCE_BYTES", request.param)
 
 
 class Unreliable(InMemoryTransport):

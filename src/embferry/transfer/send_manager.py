@@ -92,7 +92,9 @@ class SendManager(Manager[SendRecord]):
         super().__init__(lambda: runtime or ThreadRuntime("embferry-send", listen), transports, settings)
         self.layout = layout
         self.endpoint = self._runtime.control.endpoint
-        self.writer = Writer(layout, self.transports, self.settings, self.wake, allocate, self._write_ended)
+        self.writer = Writer(
+            layout, self.transports, self.settings, self.wake, allocate, self.ready_queue.touch, self._write_ended
+        )
         self._rooms: dict[int, SendRecord] = {}
         self.parked = ParkedRequests(self.settings)
         self._on_request: Callable[[int, str], object] | None = None
@@ -160,8 +162,6 @@ class SendManager(Manager[SendRecord]):
         finally:
             self._is_beginning = False
         self._take_transport_events()
-        if self.writer.has_checksums(record):
-            self.ready_queue.touch(record)
         if self._messages.is_queued or not self.ready_queue.is_clear:
             self.wake()
 

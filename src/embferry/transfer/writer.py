@@ -83,6 +83,7 @@ class Writer:
         settings: Sizes of chunks, and how many are written at once.
         wake: Called, on any thread, when :meth:`staged` has something to do.
         allocate: Makes the host buffers for embeddings in device memory, when the first such embedding is sent.
+        checksum_due: Called when :meth:`has_checksums` becomes true for a record.
         ended: Called for every write exactly once.
     """
 
@@ -93,10 +94,11 @@ class Writer:
         settings: TransferSettings,
         wake: Callable[[], None],
         allocate: Allocate,
+        checksum_due: Callable[[SendRecord], None],
         ended: Ended,
     ) -> None:
         self.layout, self.settings, self.transports = layout, settings, transports
-        self._wake, self._allocate, self._ended = wake, allocate, ended
+        self._wake, self._allocate, self._checksum_due, self._ended = wake, allocate, checksum_due, ended
         self._staging: Staging[tuple[SendRecord, Write]] | None = None
         self._writing: dict[int, InFlightWrite] = {}
         self._checksums_due: dict[SendRecord, deque[InFlightWrite]] = {}  # those whose checksums are still to be taken
@@ -209,6 +211,7 @@ class Writer:
         else:
             writing.steps = checksum_steps(self.layout, rows, at, c.length)
             self._checksums_due.setdefault(record, deque()).append(writing)
+            self._checksum_due(record)
 
     def _first(self, record: SendRecord) -> InFlightWrite | None:
         """Returns the oldest write of the record whose checksum is still to be taken."""

@@ -24,6 +24,21 @@ FOUND: dict[str, Story] = {
             (0.3281, "begin", 52, 16, 38),
         ),
     ),
+    "checksums_of_device_memory_are_not_taken": Story(
+        5,
+        61,
+        (
+            (0.0162, "begin", 12, 23, 54),
+            (0.0192, "begin", 29, 54, 24),
+            (0.0057, "redirect", 36, 19, 17),
+            (0.0, "other_end", 63, 10, 57),
+            (0.0186, "pause", 37, 1, 14),
+            (0.0, "redirect", 51, 59, 44),
+            (0.0063, "break_make", 28, 29, 36),
+            (0.018, "redirect", 57, 59, 22),
+            (0.0741, "other_end", 31, 36, 38),
+        ),
+    ),
     "chunks_that_staging_has_not_copied_never_end": Story(
         3203,
         5,

@@ -240,6 +240,18 @@ def checksums_of_writes_that_have_failed_are_kept(patch: pytest.MonkeyPatch) -> 
 
 
 @mutant
+def checksums_of_device_memory_are_not_taken(patch: pytest.MonkeyPatch) -> None:
+    real = Writer._staged
+
+    def staged(self: Writer, copied: Any) -> None:
+        due, self._checksum_due = self._checksum_due, lambda record: None
+        real(self, copied)
+        self._checksum_due = due
+
+    patch.setattr(Writer, "_staged", staged)
+
+
+@mutant
 def checksums_of_transfers_that_have_failed_are_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Writer, "next_checksum", lambda self, record: None if record.error else self._first(record))
 
