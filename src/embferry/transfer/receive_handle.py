@@ -239,16 +239,17 @@ class EmbeddingReceiver(Handle):
 
     @property
     def transferred_tokens(self) -> int:
-        """Verified tokens from token 0 on without a gap.
+        """Verified tokens from token 0 on without a gap, which the sink has.
 
         Raises:
             EmbeddingTransferError: The transfer has failed.
+            LocalProtocolError: The embedding has not been asked for.
         """
         with self.manager.lock:
-            machine = self.machine
+            self.manager.machine_of(self._record)
             if self.error is not None:
                 raise self.error.copied()
-            return machine.transferred_tokens
+            return self._record.transferred_tokens
 
     @property
     def verified_tokens(self) -> int:
@@ -288,7 +289,7 @@ class EmbeddingReceiver(Handle):
         with self._record.sink_lock, self.manager.lock:
             if not isinstance(self.sink, GatherSink) or not self.sink.arrays or self._record.restarts:
                 return None
-            tokens = self.machine.transferred_tokens
+            tokens = self._record.transferred_tokens
             return {name: array[:tokens] for name, array in self.sink.arrays.items()}
 
     def arrays(self) -> dict[str, Array]:
@@ -309,7 +310,7 @@ class EmbeddingReceiver(Handle):
         machine = self._record.machine
         if machine is None:
             return self._record.poll(), 0, False
-        return self._record.poll(), machine.transferred_tokens, machine.failover.lost is not None
+        return self._record.poll(), self._record.transferred_tokens, machine.failover.lost is not None
 
 
 class _SinkOwner:

@@ -354,7 +354,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self._tell_peer(record)
         if record.revoking is None:  # the first time
             record.revoking = {epoch for epoch in record.epochs if epoch in self._by_epoch}
-            record.delivered -= {(call.epoch, call.offset) for call in record.calls if isinstance(call, Deliver)}
+            for call in record.calls:
+                if isinstance(call, Deliver):
+                    record.discard(call)
+                    record.delivered.discard((call.epoch, call.offset))
             record.calls.clear()
             record.verification = None
             self.admission.unregister(machine)

@@ -59,6 +59,7 @@ class ReceiveRecord:
         epochs: The epochs of all its grants.
         calls: Calls of the sink that are to be made, in order. Only the driver thread removes any, after the call.
         restarts: How many of these are ``Restart``.
+        discarded_from: The first token of the chunks that the sink was not given, because the transfer had failed.
         verification: The running verification, if the first call is one. For the driver thread.
         verified_tokens: Tokens that were verified, damaged and repeated ones included.
         is_preparing: Whether the callback thread prepares the sink; no call is made meanwhile.
@@ -85,6 +86,7 @@ class ReceiveRecord:
     epochs: list[int] = field(default_factory=list)
     calls: deque[SinkCall] = field(default_factory=deque)
     restarts: int = 0
+    discarded_from: int = MAX_TOKENS
     verification: Generator[None, None, bool] | None = None
     verified_tokens: int = 0
     is_preparing: bool = False
@@ -151,6 +153,22 @@ class ReceiveRecord:
         if len(self.calls) == 1 and isinstance(self.calls[0], Granted):
             return type(self.sink).is_complete is not Sink.is_complete
         return bool(self.calls)
+
+    @property
+    def transferred_tokens(self) -> int:
+        """Verified tokens from token 0 on without a gap that the sink has been given.
+
+        The machine counts a chunk before that. Its blocks return to the pool if the transfer fails in between, so
+        callers must not use it yet. The manager's lock is held.
+        """
+        if self.machine is None:
+            return 0
+        waiting = min((call.offset for call in self.calls if isinstance(call, Deliver)), default=MAX_TOKENS)
+        return min(self.machine.transferred_tokens, waiting, self.discarded_from)
+
+    def discard(self, chunk: Deliver) -> None:
+        """The sink is not given a chunk, because the transfer has failed. The manager's lock is held."""
+        self.discarded_from = min(self.discarded_from, chunk.offset)
 
     def blocks(self) -> set[int]:
         """Returns the blocks that the transfer uses or will use."""

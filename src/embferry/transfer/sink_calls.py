@@ -144,6 +144,8 @@ class SinkCalls:
             case Verify():
                 self._verified(record, call, now, matches=False)
             case Deliver(epoch, offset):
+                with self._manager.lock:
+                    record.discard(call)
                 self._manager.consumed(record, epoch, offset)
                 self._done(record)
             case Restart():
@@ -152,8 +154,8 @@ class SinkCalls:
                 self._done(record)
 
     def _done(self, record: ReceiveRecord) -> None:
-        if record.calls and isinstance(record.calls.popleft(), Restart):
-            with self._manager.lock:
+        with self._manager.lock:
+            if record.calls and isinstance(record.calls.popleft(), Restart):
                 record.restarts -= 1
 
     def _prepare(self, record: ReceiveRecord, check: Verify, total: int) -> None:

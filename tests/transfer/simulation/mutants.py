@@ -71,6 +71,11 @@ MUTANTS |= {
     "nothing_is_due_for_parked_requests": lambda patch: patch.setattr(SendManager, "_next_due", Manager._next_due),
     "blocks_of_another_transfer_of_the_room_are_freed": _without(ReceiveManager, "_blocks_of_others", set()),
     "a_source_that_cannot_be_read_fails_nothing": _without(Writer, "_source_failed"),
+    "tokens_count_before_the_sink_has_them": lambda patch: patch.setattr(
+        ReceiveRecord,
+        "transferred_tokens",
+        property(lambda self: self.machine.transferred_tokens if self.machine else 0),
+    ),
     "a_checksum_in_steps_gets_one_turn": _without(SendManager, "_has_work", False),
     "waiters_are_not_woken": _without(Notifier, "fire"),
     "timers_do_not_expire": _without(ReadyQueue, "is_due", False),
