@@ -354,11 +354,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self._tell_peer(record)
         if record.revoking is None:  # the first time
             record.revoking = {epoch for epoch in record.epochs if epoch in self._by_epoch}
-            for call in record.calls:
-                if isinstance(call, Deliver):
-                    record.discard(call)
-                    record.delivered.discard((call.epoch, call.offset))
-            record.calls.clear()
+            record.discard_calls()
             record.verification = None
             self.admission.unregister(machine)
             for epoch in list(record.revoking):

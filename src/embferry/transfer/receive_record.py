@@ -169,6 +169,14 @@ class ReceiveRecord:
     def discard(self, chunk: Deliver) -> None:
         """The sink is not given a chunk, because the transfer has failed. The manager's lock is held."""
         self.discarded_from = min(self.discarded_from, chunk.offset)
+        self.delivered.discard((chunk.epoch, chunk.offset))
+
+    def discard_calls(self) -> None:
+        """Drops the calls that have not been made. The manager's lock is held."""
+        for call in self.calls:
+            if isinstance(call, Deliver):
+                self.discard(call)
+        self.calls.clear()
 
     def blocks(self) -> set[int]:
         """Returns the blocks that the transfer uses or will use."""
