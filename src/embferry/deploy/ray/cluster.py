@@ -21,6 +21,9 @@ HEAD = "node:__internal_head__"
 """The resource by which Ray marks the first node."""
 PRESTART_ENV = "RAY_prestart_worker_first_driver"
 """Whether Ray starts a Python process for each processor at once, before there is anything to run in it."""
+PREALLOCATE_ENV = "RAY_preallocate_plasma_memory"
+"""Whether Ray gets the memory of the object store at the start. Otherwise it gets each page at its first use: where
+``/dev/shm`` is full by then, the kernel kills the node's main process by SIGBUS."""
 MUCH = 1e10
 """The amount of each resource that the settings name, on a cluster of one node, where there is nothing to choose."""
 
@@ -65,6 +68,7 @@ def _start(settings: Settings) -> None:
     names = {**own.router_resources, **own.encoder_resources, **own.language_resources}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(PRESTART_ENV, "0")
+    os.environ.setdefault(PREALLOCATE_ENV, "1")
     if Trust.of_environment().keys is None:
         os.environ[KEY_ENV] = Key.new().written()
     ray.init(

@@ -17,6 +17,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from embferry.deploy.ray import cluster, ending, proxies
 from embferry.deploy.ray.application import application, unusable
 from embferry.deploy.ray.causes import cause, has_failed
+from embferry.deploy.ray.loss import RayWatch
 from embferry.deploy.ray.names import APPLICATION
 from embferry.deploy.ray.secrets import without_api_key
 from embferry.serve.config import Settings
@@ -69,8 +70,9 @@ def run(settings: Settings) -> None:
     log.info("%s", "starting Ray on this machine" if settings.ray.address is None else "connecting to the Ray cluster")
     cluster.connect(settings)
     failed: tuple[str, ...] = ()
-    interrupts = _Interrupts()
-    with EndSignals(handle=interrupts) as signals:
+    watch = RayWatch()
+    interrupts = _Interrupts(watch)
+    with watch, EndSignals(handle=interrupts) as signals:
         try:
             with _serve(settings) as url:
                 if _bring_up(shared, needs_key, url, interrupts):
@@ -83,6 +85,7 @@ def run(settings: Settings) -> None:
         except _FailedError as error:
             failed = error.reasons
         finally:
+            watch.stop()
             ray.shutdown()
     if failed:  # told last, after all that Ray has to say
         end(failed, 1)
@@ -187,15 +190,20 @@ def _states() -> dict[str, tuple[str, str]]:
 class _Interrupts:
     """The handler of SIGINT and SIGTERM. The second one ends the process, and a cluster that it has started.
 
+    Args:
+        watch: of that cluster.
+
     Attributes:
         count: the signals so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: RayWatch) -> None:
         self.count = 0
+        self._watch = watch
 
     def __call__(self) -> None:
         self.count += 1
         if self.count > 1:
+            self._watch.stop()
             ray.shutdown()
             os._exit(KILLED)

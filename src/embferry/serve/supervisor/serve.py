@@ -39,12 +39,17 @@ def run(settings: Settings) -> None:
 
 def end(problems: Sequence[str], status: int) -> NoReturn:
     """Ends the process with a status and one line for each problem."""
+    show(problems)
+    sys.exit(status)
+
+
+def show(problems: Sequence[str]) -> None:
+    """Shows one line for each problem."""
     for problem in problems:
         if is_json():
             log.error("%s", problem)
         else:
-            print(f"embferry: {problem}", file=sys.stderr)
-    sys.exit(status)
+            print(f"embferry: {problem}", file=sys.stderr, flush=True)
 
 
 def invite(url: str, settings: Settings) -> None:
