@@ -23,6 +23,7 @@ CAUGHT_BY: dict[str, int | str] = {
     "nothing_is_due_for_parked_requests": 43,
     "blocks_of_another_transfer_of_the_room_are_freed": 200,
     "success_before_the_sink_is_complete": 103,
+    "timers_do_not_expire": 8,
     "tokens_count_before_the_sink_has_them": "tokens_count_before_the_sink_has_them",
     "checksums_of_device_memory_are_not_taken": "checksums_of_device_memory_are_not_taken",
     "checksums_of_transfers_that_have_failed_are_kept": 0,
