@@ -21,7 +21,6 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.sweeps
 @pytest.mark.integration
 def test_videos_leave_no_memory_behind(join: MakeJoined) -> None:
     """Some kilobytes become half a gigabyte of frames. The C library kept as much for each thread that decodes."""
