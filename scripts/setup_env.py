@@ -96,9 +96,9 @@ def make(engines: bool, wanted: str) -> None:
 
 
 def install(*what: str) -> None:
-    """Installs with pip. Python compiles what is imported, a small part of it, at the first import."""
+    """Installs with pip."""
     hint = "does pip reach a package index? its settings are PIP_* and pip.conf"
-    run([str(PYTHON), "-m", "pip", "install", "--no-compile", "--progress-bar", "off", *what], hint)
+    run([str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", *what], hint)
 
 
 def install_helm() -> None:
