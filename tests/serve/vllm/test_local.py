@@ -225,15 +225,7 @@ def test_shared_memory_of_an_engine_that_had_to_be_killed_is_removed(start: Call
 MOMENTS = ("engine", *(pytest.param(one, marks=pytest.mark.sweeps) for one in ("first", "orphan", "bound", "ready")))
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "SIGINT",
-        pytest.param("SIGTERM", marks=pytest.mark.sweeps),
-        "SIGINT SIGINT",
-        pytest.param("SIGINT, and its own process is killed", marks=pytest.mark.sweeps),
-    ],
-)
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGINT SIGINT", "SIGINT, and its own process is killed"])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_nothing_that_vllm_has_started_outlives_an_end_at_any_moment(
     moment: str, how: str, start: Callable[..., Running]

@@ -95,7 +95,6 @@ def few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FewFi
             process.wait()
 
 
-@pytest.mark.sweeps
 @pytest.mark.integration
 @pytest.mark.timeout(900)
 def test_idle_connections_do_not_end_an_encode_worker(few_files: FewFiles) -> None:

@@ -204,7 +204,6 @@ def test_a_port_in_use_ends_serve_with_one_line_that_names_it_and_the_flag(optio
     assert re.match(rf"embferry: port {port} of .* is taken; .*with {options[0]}\b", line)
 
 
-@pytest.mark.sweeps
 def test_the_log_has_one_format_and_one_line_for_each_event(serve: Serve) -> None:
     (url,) = serve.found(r"ready: shapes at (\S+)/v1")
     body = {"model": "shapes", "messages": [{"role": "user", "content": [image()]}], "max_tokens": 4}
