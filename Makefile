@@ -113,7 +113,7 @@ test-browser: setup-browser ## the live page of a router in a real browser, Chro
 test-engines: setup-engines ## the mooncake and nixl transports on their real engines
 	@$(PY) -m pytest -m "engines and not ($(VLLM))" -n 2 --dist loadfile $(call marked,engines)
 
-test-ray: setup-ray ## Ray Serve on a cluster of three nodes on this machine: lost nodes, bursts; some minutes
+test-ray: setup-ray ## Ray Serve on a cluster of three nodes on this machine: lost nodes, bursts; some minutes; needs root
 	@$(PY) -m pytest -m "ray and not ray_vllm" tests/deploy/ray
 
 test-vllm: setup-vllm ## vLLM's engines, split by the connector; makes .venv-vllm, 2 GB

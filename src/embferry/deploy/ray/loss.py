@@ -27,8 +27,9 @@ class RayWatch:
     """
 
     def __init__(self) -> None:
-        self._node: Node = worker._global_node  # there is no public way to ask
+        self._node: Node | None = worker._global_node  # there is no public way to ask; None with a client of Ray's
         self._is_over = threading.Event()
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="embferry-ray-watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -42,11 +43,13 @@ class RayWatch:
 
     def stop(self) -> None:
         """Ends the watch, before Ray is ended on purpose. Idempotent."""
-        self._is_over.set()
-        self._thread.join()
+        if not self._is_stopping:  # a signal handler may call this within the call below, which is not reentrant
+            self._is_stopping = True
+            self._is_over.set()
+            self._thread.join()
 
     def _run(self) -> None:
-        while not self._is_over.wait(POLL_SECONDS):
+        while self._node is not None and not self._is_over.wait(POLL_SECONDS):
             if lost := _lost(self._node):
                 logs = self._node.get_logs_dir_path()
                 show([f"{lost}, and Ray cannot go on without it: start the command again. Ray's logs are in {logs}"])
